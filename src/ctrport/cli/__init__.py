@@ -1,0 +1,22 @@
+"""The command line: the only place that prints, and that knows exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+from ctrport.errors import CtrportError
+
+
+def main() -> None:
+    """Run the program. Exit codes: 0 done, 1 failed or not found, 2 bad usage; `run` has Docker's."""
+    from ctrport.cli.app import app  # noqa: PLC0415 - errors of loading are told like others
+    from ctrport.cli.output import print_error  # noqa: PLC0415
+
+    try:
+        app(prog_name="ctrport")
+    except CtrportError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `ctrport ps | head`
+        sys.stderr.close()
+        sys.exit(1)

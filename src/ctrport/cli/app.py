@@ -1,0 +1,79 @@
+"""The commands and the global options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctrport import __version__, log
+from ctrport import config as configuration
+from ctrport.cli import containers, maintenance, run
+from ctrport.config import Settings
+from ctrport.run.names import check_identifier
+
+app = typer.Typer(
+    name="ctrport",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Options of `run` end at the image: what follows belongs to the container's command.
+app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
+app.command("watch")(maintenance.watch)
+app.command("sync")(maintenance.sync)
+app.command("port")(containers.port)
+app.command("ps")(containers.ps)
+app.command("rules")(maintenance.rules)
+app.command("stop")(containers.stop)
+app.command("rm")(containers.rm)
+app.command("flush")(maintenance.flush)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ctrport {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    address: Annotated[
+        str, typer.Option("--address", "-a", envvar="CONTAINERD_ADDRESS", help="containerd's socket.")
+    ] = configuration.DEFAULT_ADDRESS,
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", envvar="CONTAINERD_NAMESPACE", help="containerd's namespace.")
+    ] = configuration.DEFAULT_NAMESPACE,
+    root: Annotated[
+        Path, typer.Option("--root", help="Networks, leases and containers' files.")
+    ] = configuration.DEFAULT_ROOT,
+    state: Annotated[
+        Path, typer.Option("--state", help="Lock, control socket and what a reboot may forget.")
+    ] = configuration.DEFAULT_STATE,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", envvar="CTRPORT_CONFIG", help=f"Settings.  [default: {configuration.DEFAULT_CONFIG}]"
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every ctr command and nft script, to be pasted.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Docker's published ports for plain containerd, kept in nftables maps."""
+    log.set_up(verbose=verbose, daemon=context.invoked_subcommand == "watch")
+    context.obj = Settings(
+        address=address.removeprefix("unix://"),
+        namespace=check_identifier("--namespace", namespace),
+        root=root.absolute(),
+        state=state.absolute(),
+        config=configuration.load(config or configuration.DEFAULT_CONFIG, required=config is not None),
+    )

@@ -1,0 +1,213 @@
+"""port, ps, stop, rm: containers and their ports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ctrport.cli.maintenance import UNWATCHED, FormatOption
+from ctrport.cli.output import Format, print_json, print_lines, print_table, warn
+from ctrport.errors import NotFoundError
+from ctrport.model.ports import parse_port_argument
+from ctrport.model.workload import Key
+from ctrport.run.names import check_identifier
+
+if TYPE_CHECKING:
+    from ctrport.config import Settings
+    from ctrport.containerd.client import Client
+    from ctrport.control import Writer
+
+Names = Annotated[list[str], typer.Argument(metavar="CONTAINER...")]
+
+
+def port(
+    context: typer.Context,
+    container: Annotated[str, typer.Argument()],
+    which: Annotated[str | None, typer.Argument(metavar="[PORT[/PROTO]]")] = None,
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """Print where a container's ports are published, as `docker port`."""
+    import asyncio  # noqa: PLC0415
+
+    from ctrport.model.listing import port_lines  # noqa: PLC0415
+
+    wanted = parse_port_argument(which) if which else None
+    settings: Settings = context.obj
+    key = _key(settings, container)
+    entry = asyncio.run(_entry(settings, key))
+    shown = port_lines(_published(entry), *(wanted or ()))
+    if wanted and not shown:
+        number, protocol = wanted
+        raise NotFoundError(f"no public port '{number}/{protocol}' published for {container}")
+    if format_ is Format.JSON:
+        active = [m for m in entry["mappings"] if m["state"] == "active"]
+        if wanted:
+            active = [m for m in active if (m["container_port"], m["protocol"]) == wanted]
+        print_json(mappings=[{k: v for k, v in m.items() if k not in ("state", "reason")} for m in active])
+    else:
+        print_lines(shown)
+
+
+def ps(
+    context: typer.Context,
+    all_: Annotated[bool, typer.Option("--all", "-a", help="Stopped containers too.")] = False,
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """List containers with addresses and ports; for a port that is refused, why."""
+    import asyncio  # noqa: PLC0415
+
+    from ctrport.model.listing import ports_column  # noqa: PLC0415
+
+    entries = asyncio.run(_entries(context.obj, stopped=all_))
+    if format_ is Format.JSON:
+        print_json(containers=[{k: v for k, v in e.items() if k != "problems"} for e in entries])
+        return
+    rows = []
+    for entry in entries:
+        ports = [ports_column(_published(entry))] if _published(entry) else []
+        ports += [f"{_asked(m)}: {m['state']}, {m['reason']}" for m in entry["mappings"] if m["state"] != "active"]
+        rows.append(
+            (
+                entry["id"],
+                entry["image"],
+                entry["status"],
+                "\n".join(entry["addresses"]),
+                "\n".join([*ports, *(f"refused: {problem}" for problem in entry["problems"])]),
+            )
+        )
+    print_table(("CONTAINER", "IMAGE", "STATUS", "ADDRESS", "PORTS"), rows)
+
+
+def stop(
+    context: typer.Context,
+    containers: Names,
+    timeout: Annotated[float, typer.Option("--time", "-t", help="Seconds from SIGTERM to SIGKILL.")] = 10.0,
+) -> None:
+    """Stop containers; their ports stop answering, addresses and files stay."""
+    from ctrport import lifecycle  # noqa: PLC0415
+    from ctrport.model.annotations import AUTO_REMOVE  # noqa: PLC0415
+
+    async def work(client: Client, link: Writer, key: Key) -> None:
+        record = await client.container(key)
+        await lifecycle.stop(client, record, timeout=timeout)
+        if record.annotations.get(AUTO_REMOVE) == "true":
+            await lifecycle.remove(client, key, force=True)
+            await link.call("release", container=list(key))
+        else:
+            await link.call("converge", containers=[list(key)])
+
+    _each(context.obj, containers, work)
+
+
+def rm(
+    context: typer.Context,
+    containers: Names,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Kill a running container first.")] = False,
+) -> None:
+    """Remove containers, and give back their addresses, namespaces and files."""
+    from ctrport import lifecycle  # noqa: PLC0415
+
+    async def work(client: Client, link: Writer, key: Key) -> None:
+        await client.container(key)
+        await lifecycle.remove(client, key, force=force)
+        await link.call("release", container=list(key))
+
+    _each(context.obj, containers, work)
+
+
+def _each(settings: Settings, containers: list[str], work: Any) -> None:
+    """Do one thing to several containers; the failures are told together, after the others are done."""
+    import asyncio  # noqa: PLC0415
+
+    from ctrport.cli.output import print_error  # noqa: PLC0415
+    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.control import writer  # noqa: PLC0415
+    from ctrport.errors import CtrportError  # noqa: PLC0415
+
+    async def everyone() -> bool:
+        failed = False
+        async with Client(settings.address) as client, writer(settings, client) as link:
+            for name in containers:
+                try:
+                    await work(client, link, _key(settings, name))
+                    print_lines([name])
+                except CtrportError as error:
+                    failed = True
+                    print_error(error)
+            if not link.watched:
+                warn(UNWATCHED)
+        return failed
+
+    if asyncio.run(everyone()):
+        raise typer.Exit(1)
+
+
+async def _entry(settings: Settings, key: Key) -> dict[str, Any]:
+    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.observe import bindings  # noqa: PLC0415
+
+    async with Client(settings.address) as client:
+        await client.container(key)
+        for entry in await bindings(settings, client):
+            if Key(entry["namespace"], entry["id"]) == key:
+                return entry
+    return {"addresses": [], "mappings": []}
+
+
+async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]:
+    """Give every container of the namespace in the shape of `ps --format json`, oldest first."""
+    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.observe import bindings  # noqa: PLC0415
+
+    entries = []
+    async with Client(settings.address) as client:
+        found = {Key(e["namespace"], e["id"]): e for e in await bindings(settings, client)}
+        tasks = await client.tasks(settings.namespace)
+        for container in sorted(await client.containers(settings.namespace), key=lambda c: c.created_at):
+            task = tasks.get(container.key.id)
+            if not stopped and (task is None or not task.status.live):
+                continue
+            known = found.get(container.key, {"addresses": [], "mappings": [], "problems": []})
+            entries.append(
+                {
+                    "id": container.key.id,
+                    "name": container.key.id,
+                    "namespace": container.key.namespace,
+                    "image": container.image,
+                    "status": str(task.status) if task else "none",
+                    "addresses": known["addresses"],
+                    "netns": container.netns,
+                    "mappings": known["mappings"],
+                    "problems": known["problems"],
+                }
+            )
+    return entries
+
+
+def _published(entry: dict[str, Any]) -> list[Any]:
+    """Give what is served, one a family, as `docker port` shows it."""
+    from ipaddress import ip_address  # noqa: PLC0415
+
+    from ctrport.model.listing import Published  # noqa: PLC0415
+    from ctrport.model.ports import Protocol  # noqa: PLC0415
+
+    families = {ip_address(a).version for a in entry["addresses"]}
+    wildcards = [ip_address(text) for family, text in ((4, "0.0.0.0"), (6, "::")) if family in families]  # noqa: S104
+    return [
+        Published(address, m["host_port"], m["container_port"], Protocol(m["protocol"]))
+        for m in entry["mappings"]
+        if m["state"] == "active"
+        for address in ([ip_address(m["host_ip"])] if m["host_ip"] else wildcards)
+    ]
+
+
+def _asked(mapping: dict[str, Any]) -> str:
+    pool = mapping["host_port_pool"]
+    host = mapping["host_port"] or ("-".join(map(str, pool)) if pool else "")
+    where = f"{mapping['host_ip']}:{host}" if mapping["host_ip"] else f"{host}"
+    return f"{where}->{mapping['container_port']}/{mapping['protocol']}"
+
+
+def _key(settings: Settings, name: str) -> Key:
+    return Key(settings.namespace, check_identifier("the container", name))

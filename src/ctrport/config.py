@@ -1,0 +1,70 @@
+"""Where things are and how they are set: the global options and config.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctrport.errors import InputError
+from ctrport.firewall.ruleset import DEFAULT_MARK
+
+DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
+DEFAULT_NAMESPACE = "default"
+DEFAULT_ROOT = Path("/var/lib/ctrport")
+DEFAULT_STATE = Path("/run/ctrport")
+DEFAULT_CONFIG = Path("/etc/ctrport/config.toml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """config.toml: every key has a default."""
+
+    mark: int = DEFAULT_MARK  # one bit of the conntrack mark
+    resync_seconds: float = 60.0  # between full passes: the belt to the events' braces
+    timeout_seconds: float = 10.0  # for each call to containerd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What every command needs to know of where it runs."""
+
+    address: str = DEFAULT_ADDRESS
+    namespace: str = DEFAULT_NAMESPACE
+    root: Path = DEFAULT_ROOT
+    state: Path = DEFAULT_STATE
+    config: Config = field(default_factory=Config)
+
+
+def load(path: Path, *, required: bool) -> Config:
+    """Read config.toml. InputError names the file and the key; a missing file is an error only if asked for."""
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise InputError(f"no configuration file at {path}") from None
+        return Config()
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    known = {"mark": _mark, "resync_seconds": _seconds, "timeout_seconds": _seconds}
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in known:
+            raise InputError(f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(known)}")
+        values[key] = known[key](f"{path}: {key}", value)
+    return Config(**values)
+
+
+def _mark(where: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value.bit_count() != 1 or value >= 1 << 32:
+        raise InputError(f"{where}: {value!r} is not a single bit of 32", hint=f"for example {DEFAULT_MARK:#x}")
+    return value
+
+
+def _seconds(where: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.1 <= value <= 86400:  # noqa: PLR2004
+        raise InputError(f"{where}: {value!r} is not a number of seconds from 0.1 to 86400")
+    return float(value)

@@ -1,0 +1,1 @@
+"""containerd over gRPC: our own messages, client, events and decoding."""

@@ -1,0 +1,193 @@
+"""What ctrport asks of containerd, in the words of the model.
+
+Every method is one or a few calls with a deadline each. All of them raise ContainerdError when containerd
+cannot be reached or refuses, NotFoundError (where a docstring says so) when the container or task does not
+exist, and HostError when this user may not open the socket.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from ctrport.containerd import decode, image, methods
+from ctrport.containerd.pb import api_pb2 as api
+from ctrport.containerd.rpc import Rpc
+from ctrport.errors import ContainerdError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ctrport.model.workload import Container, Key, Task
+
+
+class Client:
+    """A connection to one containerd; opened by the first call. `async with` closes it.
+
+    `address` is the socket's path, with or without `unix://`; `timeout` the deadline of each call in seconds.
+    """
+
+    def __init__(self, address: str, *, timeout: float = 10.0) -> None:
+        self.rpc = Rpc(address, timeout=timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self.rpc.close()
+
+    # --- containerd ---
+
+    async def version(self) -> str:
+        """Give containerd's version in its own words, such as "1.6.20~ds1"."""
+        answer = await self.rpc.unary(methods.VERSION, Empty(), "ask for the version")
+        return answer.version
+
+    async def namespaces(self) -> list[str]:
+        """Give the names of containerd's namespaces, sorted."""
+        answer = await self.rpc.unary(methods.LIST_NAMESPACES, api.ListNamespacesRequest(), "list the namespaces")
+        return sorted(namespace.name for namespace in answer.namespaces)
+
+    # --- container records ---
+
+    async def container(self, key: Key) -> Container:
+        """Give a container. Raises NotFoundError."""
+        return decode.container(key.namespace, await self._record(key))
+
+    async def containers(self, namespace: str, *filters: str) -> list[Container]:
+        """Give the containers of a namespace that match any of the filters; all when there are none.
+
+        Filters are containerd's: `id==web`, `labels."a.b/c"==x`; a comma inside one means "and".
+        """
+        request = api.ListContainersRequest(filters=filters)
+        what = f"list the containers of namespace {namespace}"
+        found = []
+        async with aclosing(self.rpc.stream(methods.LIST_CONTAINERS, request, what, namespace=namespace)) as items:
+            async for item in items:
+                found.append(decode.container(namespace, item.container))  # noqa: PERF401  # reads better
+        return found
+
+    async def set_labels(self, key: Key, labels: Mapping[str, str]) -> None:
+        """Set these labels and leave the others; an empty value removes one. Raises NotFoundError.
+
+        containerd limits a label to 4096 bytes, name and value together.
+        """
+        record = api.Container(id=key.id, labels=labels)
+        await self._update(key, record, [f"labels.{name}" for name in labels], "label")
+
+    async def extension(self, key: Key, name: str) -> bytes | None:
+        """Give an extension's payload; None when it is not set. Raises NotFoundError."""
+        record = await self._record(key)
+        value = record.extensions[name].value if name in record.extensions else b""
+        return value or None
+
+    async def set_extension(self, key: Key, name: str, type_url: str, value: bytes) -> None:
+        """Set one extension and leave the others; an empty value counts as removed. Raises NotFoundError."""
+        record = api.Container(id=key.id, extensions={name: AnyMessage(type_url=type_url, value=value)})
+        await self._update(key, record, [f"extensions.{name}"], f"set extension {name} of")
+
+    async def spec(self, key: Key) -> dict[str, Any]:
+        """Give the OCI runtime spec. Raises NotFoundError; ContainerdError when it is not one."""
+        spec = decode.load_spec((await self._record(key)).spec)
+        if spec is None:
+            raise ContainerdError(f"container {key} has no OCI runtime spec that can be read")
+        return spec
+
+    async def set_spec(self, key: Key, spec: Mapping[str, Any]) -> None:
+        """Replace the OCI runtime spec; a running task keeps the old one. Raises NotFoundError."""
+        value = AnyMessage(type_url=decode.SPEC_TYPE, value=json.dumps(spec).encode())
+        await self._update(key, api.Container(id=key.id, spec=value), ["spec"], "set the spec of")
+
+    async def delete_container(self, key: Key) -> None:
+        """Delete a container's snapshot and record; nothing happens when they are gone.
+
+        Raises ContainerdError while it has a task: containerd itself would delete the record under it.
+        """
+        what = f"delete container {key}"
+        try:
+            record = await self._record(key)
+        except NotFoundError:
+            return
+        if await self.task(key) is not None:
+            raise ContainerdError(f"cannot {what}: it has a task", hint="kill and delete its task first")
+        # The record last: as long as it is there, a second attempt finds the snapshot's name.
+        if record.snapshotter and record.snapshot_key:
+            snapshot = api.RemoveSnapshotRequest(snapshotter=record.snapshotter, key=record.snapshot_key)
+            with suppress(NotFoundError):
+                await self.rpc.unary(methods.REMOVE_SNAPSHOT, snapshot, what, namespace=key.namespace)
+        request = api.DeleteContainerRequest(id=key.id)
+        with suppress(NotFoundError):
+            await self.rpc.unary(methods.DELETE_CONTAINER, request, what, namespace=key.namespace)
+
+    # --- tasks ---
+
+    async def task(self, key: Key) -> Task | None:
+        """Give a container's task; None when it has none (or when there is no such container)."""
+        request = api.GetTaskRequest(container_id=key.id)
+        try:
+            answer = await self.rpc.unary(
+                methods.GET_TASK, request, f"look at the task of {key}", namespace=key.namespace
+            )
+        except NotFoundError:
+            return None
+        return decode.task(answer.process)
+
+    async def tasks(self, namespace: str) -> dict[str, Task]:
+        """Give the tasks of a namespace by container id. containerd asks every shim: 50 take 16 ms."""
+        what = f"list the tasks of namespace {namespace}"
+        answer = await self.rpc.unary(methods.LIST_TASKS, api.ListTasksRequest(), what, namespace=namespace)
+        return {process.id: decode.task(process) for process in answer.tasks}
+
+    async def kill(self, key: Key, signal: int, *, all_processes: bool = False) -> None:
+        """Send a signal to the task's first process or all of them.
+
+        Raises NotFoundError when there is no task, or its process has ended already.
+        """
+        request = api.KillRequest(container_id=key.id, signal=signal, all=all_processes)
+        await self.rpc.unary(methods.KILL_TASK, request, f"send signal {signal} to {key}", namespace=key.namespace)
+
+    async def delete_task(self, key: Key) -> int | None:
+        """Delete a stopped task; give its exit status, None when there was none.
+
+        Raises ContainerdError while its process runs.
+        """
+        request = api.DeleteTaskRequest(container_id=key.id)
+        try:
+            answer = await self.rpc.unary(
+                methods.DELETE_TASK, request, f"delete the task of {key}", namespace=key.namespace
+            )
+        except NotFoundError:
+            return None
+        return answer.exit_status
+
+    # --- images ---
+
+    async def image_config(self, namespace: str, ref: str) -> dict[str, Any] | None:
+        """Give the OCI image config for this machine; None when there is no image of that name.
+
+        Raises NotFoundError when the image is there without content for this machine's architecture.
+        """
+        return await image.config(self.rpc, namespace, ref)
+
+    # ---
+
+    async def _record(self, key: Key) -> api.Container:
+        request = api.GetContainerRequest(id=key.id)
+        answer = await self.rpc.unary(
+            methods.GET_CONTAINER, request, f"look at container {key}", namespace=key.namespace
+        )
+        return answer.container
+
+    async def _update(self, key: Key, record: api.Container, paths: list[str], verb: str) -> None:
+        if not paths:
+            return  # an empty mask would replace the whole record
+        request = api.UpdateContainerRequest(container=record, update_mask=FieldMask(paths=paths))
+        await self.rpc.unary(methods.UPDATE_CONTAINER, request, f"{verb} container {key}", namespace=key.namespace)

@@ -1,0 +1,161 @@
+"""The watcher's control socket: how a command hands its work to the writer that runs.
+
+One JSON object a line each way over a Unix socket in the state directory, which is root's alone.
+A reservation lives as long as the connection that asked for it: a `run` that dies leaves none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ctrport import errors
+from ctrport.errors import ConflictError, CtrportError, HostError
+from ctrport.firewall.nft import LibNft
+from ctrport.host import lock
+from ctrport.reconcile import Reconciler
+from ctrport.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from ctrport.config import Settings
+    from ctrport.containerd.client import Client
+
+log = logging.getLogger(__name__)
+SOCKET = "watch.sock"
+LINE_LIMIT = 64 << 20  # bytes: all mappings of a host, some hundred bytes each
+PATIENCE = 60.0  # seconds for the writer to answer, or to let go of the lock
+
+
+class Writer(Protocol):
+    """Who does a command's work: the watcher, or the command itself with the lock in its hand."""
+
+    watched: bool
+
+    async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Have an operation of `Service` done. Raises what it raises."""
+
+
+class _Remote:
+    watched = True
+
+    def __init__(self, reader: asyncio.StreamReader, sender: asyncio.StreamWriter) -> None:
+        self._reader, self._sender = reader, sender
+
+    async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            self._sender.write(json.dumps({"operation": operation, **arguments}).encode() + b"\n")
+            await self._sender.drain()
+            async with asyncio.timeout(PATIENCE):
+                line = await self._reader.readline()
+        except (OSError, TimeoutError) as error:
+            raise HostError(f"the watcher did not answer: {error or 'timed out'}", hint=_WATCHER_HINT) from error
+        if not line:
+            raise HostError("the watcher went away while it worked for us", hint=_WATCHER_HINT)
+        reply = json.loads(line)
+        if "error" in reply:
+            kind = getattr(errors, reply["error"]["kind"], CtrportError)
+            raise kind(reply["error"]["message"], hint=reply["error"]["hint"])
+        return dict(reply["result"])
+
+
+class _Local:
+    watched = False
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        return await self._service.operations[operation](**arguments)
+
+
+_WATCHER_HINT = "systemctl status ctrport; journalctl -u ctrport"
+
+
+@asynccontextmanager
+async def connect(settings: Settings) -> AsyncIterator[Writer | None]:
+    """Give the watcher, None where none runs."""
+    path = settings.state / SOCKET
+    try:
+        reader, sender = await asyncio.open_unix_connection(path, limit=LINE_LIMIT)
+    except (FileNotFoundError, ConnectionRefusedError):
+        yield None
+        return
+    except PermissionError as error:
+        raise HostError(f"cannot reach the watcher at {path}: permission denied", hint="run as root") from error
+    try:
+        yield _Remote(reader, sender)
+    finally:
+        sender.close()
+
+
+@asynccontextmanager
+async def writer(settings: Settings, client: Client) -> AsyncIterator[Writer]:
+    """Give the watcher where one runs, else take the lock and be the writer for the time of the block."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE
+    while True:
+        async with connect(settings) as link:
+            if link is not None:
+                yield link
+                return
+        held = lock.try_acquire(settings.state, lock.WRITER)
+        if held is not None:
+            break
+        if loop.time() > deadline:
+            raise ConflictError(
+                f"another process has held {settings.state / lock.WRITER} for {PATIENCE:.0f} s",
+                hint=f"fuser -v {settings.state / lock.WRITER}",
+            )
+        await asyncio.sleep(lock.POLL)
+    try:
+        yield _Local(Service(client, Reconciler(settings, client, LibNft())))
+    finally:
+        lock.release(held)
+
+
+async def serve(state: Path, service: Service) -> asyncio.Server:
+    """Listen on the control socket; the caller holds the lock, so whatever is there is left from before."""
+    path = state / SOCKET
+    path.unlink(missing_ok=True)
+    server = await asyncio.start_unix_server(lambda r, w: _client(service, r, w), path, limit=LINE_LIMIT)
+    path.chmod(0o600)
+    return server
+
+
+async def _client(service: Service, reader: asyncio.StreamReader, sender: asyncio.StreamWriter) -> None:
+    """Serve one connection until its end; what it reserved and did not use goes with it."""
+    reserved: list[list[str]] = []
+    try:
+        while line := await reader.readline():
+            reply = await _answer(service, line, reserved)
+            sender.write(json.dumps(reply).encode() + b"\n")
+            await sender.drain()
+    except (ConnectionError, ValueError) as error:
+        log.warning("a client of the control socket went wrong: %s", error)
+    finally:
+        for container in reserved:
+            try:
+                await service.release(container)
+            except CtrportError as error:
+                log.warning("could not release what %s reserved: %s", "/".join(container), error.message)
+        sender.close()
+
+
+async def _answer(service: Service, line: bytes, reserved: list[list[str]]) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+        operation = request.pop("operation")
+        result = await service.operations[operation](**request)
+    except CtrportError as error:
+        return {"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}}
+    except (KeyError, TypeError, ValueError) as error:
+        return {"error": {"kind": "CtrportError", "message": f"not a request: {error}", "hint": None}}
+    if operation == "reserve":
+        reserved.append(request["container"])
+    return {"result": result}

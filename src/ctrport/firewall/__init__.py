@@ -1,0 +1,1 @@
+"""Bindings to an nftables table, and that table to the kernel."""

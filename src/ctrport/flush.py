@@ -1,0 +1,41 @@
+"""Taking every trace of ours out of the kernel; what containerd and the disk know stays."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from ctrport.errors import ConflictError
+from ctrport.firewall.nft import LibNft
+from ctrport.firewall.ruleset import ADDRESS
+from ctrport.host import lock, sysctl
+from ctrport.network import leases, links, networks
+
+if TYPE_CHECKING:
+    from ctrport.config import Settings
+
+
+def flush(settings: Settings) -> list[str]:
+    """Remove table, bridges and veth pairs and put settings back; gives a line for each thing that was there.
+
+    Containers go on without a network; `ctrport sync`, or a watcher that starts, connects them again.
+    ConflictError while a watcher runs: it would bring everything back.
+    """
+    held = lock.try_acquire(settings.state, lock.WRITER)
+    if held is None:
+        raise ConflictError("a watcher runs and would bring everything back", hint="systemctl stop ctrport")
+    try:
+        done = []
+        nft = LibNft()
+        if nft.listing() is not None:
+            nft.apply(f"delete table {ADDRESS}\n")
+            done.append(f"table {ADDRESS}")
+        there = {name for _, name in socket.if_nameindex()}
+        ours = [links.host_interface(lease.netns) for lease in leases.every(settings.root)]
+        ours += [network.bridge for network in networks.load_all(settings.root)]
+        for interface in ours:
+            if interface in there and links.remove_link(interface):
+                done.append(f"interface {interface}")
+        return done + sysctl.restore(settings.state)
+    finally:
+        lock.release(held)

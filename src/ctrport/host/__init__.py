@@ -1,0 +1,1 @@
+"""The host itself: lock, sysctls, listeners, systemd."""

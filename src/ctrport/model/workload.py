@@ -1,0 +1,84 @@
+"""A container as far as ports are concerned."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
+
+    from ctrport.model.ports import PortMapping
+
+
+class Key(NamedTuple):
+    """containerd's namespace and container id: what identifies a container on one host."""
+
+    namespace: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.id}"
+
+
+class Status(enum.StrEnum):
+    """A task's status in containerd's words; NONE is a container without a task."""
+
+    NONE = "none"
+    UNKNOWN = "unknown"
+    CREATED = "created"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    PAUSED = "paused"
+    PAUSING = "pausing"
+
+    @property
+    def live(self) -> bool:
+        """Whether a process exists whose ports are to be served; a paused one keeps its ports."""
+        return self in (Status.RUNNING, Status.PAUSED, Status.PAUSING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """What containerd knows of a container, decoded: its record and the publish request in it."""
+
+    key: Key
+    created_at: int  # nanoseconds since the epoch: the order in which host ports are given out
+    image: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)  # of the OCI spec
+    extensions: dict[str, bytes] = field(default_factory=dict)  # payloads by name; ours, and the CRI plugin's
+    netns: str | None = None  # path joined by the OCI spec; None: a namespace of its own
+    host_network: bool = False  # the OCI spec names no network namespace at all
+    snapshotter: str = ""
+    snapshot_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """The running side of a container."""
+
+    pid: int
+    status: Status
+    exit_status: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where a container's ports are reached from this host."""
+
+    ipv4: IPv4Address | None = None
+    ipv6: IPv6Address | None = None
+    interface: str | None = None  # of the host, towards the container: bridge or veth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A container that asks for ports: the unit that host ports are given to."""
+
+    key: Key
+    created_at: int
+    requests: tuple[PortMapping, ...] = ()
+    problems: tuple[str, ...] = ()  # specs that could not be read, each with its reason
+    endpoint: Endpoint | None = None  # None: not running, or no address

@@ -1,0 +1,96 @@
+"""Putting a container on a network and taking it off again, whole or not at all.
+
+A lease names everything that was made for a container, and is written first and removed last: whatever a crash
+leaves behind can be found by it. Whoever calls this holds the writer's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ctrport.host import sysctl
+from ctrport.network import files, leases, links, netns, networks
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from ipaddress import IPv4Address, IPv6Address
+    from pathlib import Path
+
+    from ctrport.config import Settings
+    from ctrport.model.workload import Key
+    from ctrport.network.networks import Network
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """What a container has on its network."""
+
+    netns: Path
+    bridge: str
+    ipv4: IPv4Address
+    ipv6: IPv6Address | None
+
+
+def attach(settings: Settings, container: Key, name: str, wanted: IPv4Address | None = None) -> Attachment:
+    """Lease an address and make the namespace and the veth pair; on failure nothing of it stays."""
+    root = settings.root
+    network = networks.load_or_create_default(root) if name == networks.DEFAULT else networks.load(root, name)
+    namespace = f"ctrport-{container.id[:60]}-{secrets.token_hex(4)}"
+    with ExitStack() as undo:
+        lease = leases.take(root, network, container, namespace, settings.address, wanted)
+        undo.callback(leases.drop, root, lease)
+        undo.callback(links.remove_container, namespace)
+        connect(settings.state, network, lease)
+        undo.pop_all()
+    return Attachment(
+        netns=netns.DIRECTORY / namespace,
+        bridge=network.bridge,
+        ipv4=lease.ipv4,
+        ipv6=network.ipv6_of(lease.ipv4),
+    )
+
+
+def connect(state: Path, network: Network, lease: leases.Lease) -> None:
+    """Make what a lease stands for; what is there already stays as it is."""
+    links.ensure_bridge(network)
+    sysctl.ensure_forwarding(state, ipv6=network.ipv6 is not None)
+    sysctl.ensure_route_localnet(state, network.bridge)
+    links.ensure_container(network, lease.netns, lease.ipv4)
+
+
+def detach(root: Path, container: Key) -> None:
+    """Take back all that a container had: veth pair, namespace, files, address. Twice is the same as once."""
+    lease = leases.of_container(root, container)
+    if lease is not None:
+        links.remove_container(lease.netns)
+    files.remove(files.directory(root, container))
+    if lease is not None:
+        leases.drop(root, lease)
+
+
+def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) -> None:
+    """Make what is missing of the networks of known containers; remove what no container has any more.
+
+    `known` are the containers that containerd has, `kept` those about to be created. Leases of another
+    containerd are left alone.
+    """
+    interfaces = {name for _, name in socket.if_nameindex()}
+    for lease in list(leases.every(settings.root)):
+        if lease.containerd != settings.address:
+            continue
+        if lease.container not in known and lease.container not in kept:
+            log.info("removing what is left of %s: %s, namespace %s", lease.container, lease.ipv4, lease.netns)
+            detach(settings.root, lease.container)
+            continue
+        network = networks.load(settings.root, lease.network)
+        there = {network.bridge, links.host_interface(lease.netns)} <= interfaces
+        if not there or not netns.is_mounted(netns.DIRECTORY / lease.netns):
+            log.info("connecting %s to network %s again: %s", lease.container, network.name, lease.ipv4)
+            connect(settings.state, network, lease)

@@ -1,0 +1,162 @@
+"""Bridges, veth pairs over netlink by pyroute2.
+
+pyroute2 costs 150 ms to import and is therefore imported where it is used. Every function may be called twice:
+what is there already is left as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctrport.errors import HostError, KernelError
+from ctrport.network import netns
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
+
+    from ctrport.network.networks import Network
+
+CONTAINER_INTERFACE = "eth0"
+NODAD = 0x02  # IFA_F_NODAD: an address of our own subnet needs no wait for duplicates
+DEFAULT_MTU = 1500
+
+
+def ensure_bridge(network: Network) -> None:
+    """Make a network's bridge, with its gateway addresses, if it is not there."""
+    from pyroute2 import IPRoute  # noqa: PLC0415 - see the module's docstring
+
+    with _errors(f"make the bridge {network.bridge}"), IPRoute() as ip:
+        found = ip.link_lookup(ifname=network.bridge)
+        if not found:
+            with _existing_is_fine():
+                ip.link(
+                    "add",
+                    ifname=network.bridge,
+                    kind="bridge",
+                    address=hardware_address(network.gateway4),  # else it changes with the ports
+                    mtu=_uplink_mtu(ip),
+                )
+            found = ip.link_lookup(ifname=network.bridge)
+        _add_address(ip, found[0], network.gateway4, network.ipv4.prefixlen)
+        if network.ipv6 and network.gateway6:
+            _add_address(ip, found[0], network.gateway6, network.ipv6.prefixlen)
+        ip.link("set", index=found[0], state="up")
+
+
+def remove_link(name: str) -> bool:
+    """Remove an interface of the host; says whether there was one."""
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
+    with _errors(f"remove the interface {name}"), IPRoute() as ip:
+        for index in ip.link_lookup(ifname=name):
+            ip.link("del", index=index)
+            return True
+    return False
+
+
+def ensure_container(network: Network, namespace: str, ipv4: IPv4Address) -> None:
+    """Make a container's namespace with lo, eth0, its addresses and default routes, and join it to the bridge."""
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
+    path = netns.create(namespace)
+    outer = host_interface(namespace)
+    with _errors(f"join the namespace {namespace} to {network.bridge}"), IPRoute() as ip:
+        bridge = ip.link_lookup(ifname=network.bridge)[0]
+        if not ip.link_lookup(ifname=outer):
+            mtu = ip.get_links(bridge)[0].get_attr("IFLA_MTU")
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                inner = {
+                    "ifname": CONTAINER_INTERFACE,
+                    "net_ns_fd": descriptor,
+                    "address": hardware_address(ipv4),
+                    "mtu": mtu,
+                }
+                ip.link("add", ifname=outer, kind="veth", mtu=mtu, peer=inner)
+            finally:
+                os.close(descriptor)
+        ip.link("set", index=ip.link_lookup(ifname=outer)[0], master=bridge, state="up")
+    netns.inside(path, lambda: _configure(network, ipv4))
+
+
+def remove_container(namespace: str) -> None:
+    """Remove a container's veth pair and namespace; twice is the same as once."""
+    remove_link(host_interface(namespace))
+    netns.remove(namespace)
+
+
+def host_interface(namespace: str) -> str:
+    """Give the host's end of a namespace's veth pair: 15 characters at most, the same at every call."""
+    return "cp" + hashlib.sha256(namespace.encode()).hexdigest()[:10]
+
+
+def hardware_address(ipv4: IPv4Address) -> str:
+    """Give a locally administered address made from the IPv4 one, as Docker does."""
+    return ":".join(f"{byte:02x}" for byte in b"\x02\x42" + ipv4.packed)
+
+
+def _configure(network: Network, ipv4: IPv4Address) -> None:
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
+    # As in Docker since 20.10: a program without privileges may serve port 80 of its own namespace.
+    Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0", "ascii")
+    with _errors("set up addresses and routes"), IPRoute() as ip:
+        ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
+        index = ip.link_lookup(ifname=CONTAINER_INTERFACE)[0]
+        _add_address(ip, index, ipv4, network.ipv4.prefixlen)
+        ipv6 = network.ipv6_of(ipv4)
+        if network.ipv6 and ipv6:
+            _add_address(ip, index, ipv6, network.ipv6.prefixlen)
+        ip.link("set", index=index, state="up")
+        with _existing_is_fine():
+            ip.route("add", dst="0.0.0.0/0", gateway=str(network.gateway4))
+        if network.gateway6:
+            with _existing_is_fine():
+                ip.route("add", dst="::/0", gateway=str(network.gateway6))
+
+
+def _add_address(ip: Any, index: int, address: IPv4Address | IPv6Address, prefix: int) -> None:
+    flags = {"flags": NODAD} if address.version == 6 else {}  # noqa: PLR2004 - an IP version
+    with _existing_is_fine():
+        ip.addr("add", index=index, address=str(address), prefixlen=prefix, **flags)
+
+
+def _uplink_mtu(ip: Any) -> int:
+    """Give the MTU of the default route's link: larger packets from containers would not fit."""
+    for route in ip.get_default_routes():
+        index = route.get_attr("RTA_OIF")
+        if index:
+            return int(ip.get_links(index)[0].get_attr("IFLA_MTU") or DEFAULT_MTU)
+    return DEFAULT_MTU
+
+
+class _existing_is_fine:  # noqa: N801 - reads as a phrase
+    """Pass over EEXIST: what is to be made is there."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return getattr(error, "code", None) == errno.EEXIST
+
+
+class _errors:  # noqa: N801 - reads as a phrase
+    """Turn netlink's errors into ours, with what was tried."""
+
+    def __init__(self, tried: str) -> None:
+        self._tried = tried
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
+
+        if isinstance(error, NetlinkError | PermissionError):
+            code = getattr(error, "code", None) or getattr(error, "errno", None) or 0
+            message = f"could not {self._tried}: {os.strerror(code)}"
+            if code in (errno.EPERM, errno.EACCES):
+                raise HostError(message, hint="run as root (CAP_NET_ADMIN, CAP_SYS_ADMIN)") from error
+            raise KernelError(message) from error

@@ -1,0 +1,116 @@
+"""The networks that `ctrport run` puts containers on: one file each under the root directory.
+
+A network is a bridge with an IPv4 subnet and, where the host has IPv6, a unique local /64 (RFC 4193). Its subnet
+is chosen once, off the host's routes, and kept: containers' addresses must not change under them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctrport.errors import HostError, NotFoundError
+from ctrport.network import proc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DEFAULT = "default"
+DEFAULT_BRIDGE = "ctrport0"
+# /20s of 10.208.0.0/12: away from Docker (172.17-31, 192.168), podman (10.88), nerdctl (10.4), kubeadm's usual
+# pod and service ranges (10.244, 10.96) and the default networks of clouds.
+CANDIDATES = tuple(IPv4Network("10.208.0.0/12").subnets(new_prefix=20))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A bridge network; the first address of each subnet is the gateway."""
+
+    name: str
+    bridge: str
+    ipv4: IPv4Network
+    ipv6: IPv6Network | None = None
+
+    @property
+    def gateway4(self) -> IPv4Address:
+        return self.ipv4[1]
+
+    @property
+    def gateway6(self) -> IPv6Address | None:
+        return self.ipv6[1] if self.ipv6 else None
+
+    def ipv6_of(self, ipv4: IPv4Address) -> IPv6Address | None:
+        """Give the IPv6 address that goes with an IPv4 one: the same number within its subnet."""
+        return self.ipv6[int(ipv4) - int(self.ipv4.network_address)] if self.ipv6 else None
+
+
+def path_of(root: Path, name: str) -> Path:
+    """Give the directory of a network: its description and its leases."""
+    return root / "networks" / name
+
+
+def load(root: Path, name: str) -> Network:
+    """Read a network's description. NotFoundError when there is none of that name."""
+    try:
+        text = (path_of(root, name) / "network.json").read_text("utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"no network named {name!r}", hint="ctrport has one network, `default`") from None
+    raw = json.loads(text)
+    return Network(
+        name=raw["name"],
+        bridge=raw["bridge"],
+        ipv4=IPv4Network(raw["ipv4"]),
+        ipv6=IPv6Network(raw["ipv6"]) if raw["ipv6"] else None,
+    )
+
+
+def load_all(root: Path) -> list[Network]:
+    """Read every network under the root directory."""
+    return [load(root, p.parent.name) for p in sorted(root.glob("networks/*/network.json"))]
+
+
+def load_or_create_default(root: Path) -> Network:
+    """Give the default network; on first use choose its subnets. Call it under the allocation lock."""
+    try:
+        return load(root, DEFAULT)
+    except NotFoundError:
+        network = Network(
+            name=DEFAULT,
+            bridge=DEFAULT_BRIDGE,
+            ipv4=choose_subnet(r.network for r in proc.read().routes),
+            ipv6=unique_local() if Path("/proc/sys/net/ipv6").exists() else None,
+        )
+        save(root, network)
+        return network
+
+
+def save(root: Path, network: Network) -> None:
+    """Write a network's description, whole or not at all."""
+    directory = path_of(root, network.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    raw = {k: None if v is None else str(v) for k, v in asdict(network).items()}
+    draft = directory / f".network.json.{os.getpid()}"
+    draft.write_text(json.dumps(raw, indent=1) + "\n", "utf-8")
+    draft.rename(directory / "network.json")
+
+
+def choose_subnet(taken: Iterable[IPv4Network | IPv6Network]) -> IPv4Network:
+    """Give the first candidate that overlaps none of the networks taken; a default route takes nothing."""
+    used = [n for n in taken if isinstance(n, IPv4Network) and n.prefixlen]
+    for candidate in CANDIDATES:
+        if not any(candidate.overlaps(n) for n in used):
+            return candidate
+    raise HostError(
+        f"no free subnet for containers: this host's routes overlap all of {CANDIDATES[0].supernet(new_prefix=12)}",
+        hint="ip route shows them; write networks/default/network.json under the root directory with a free subnet",
+    )
+
+
+def unique_local() -> IPv6Network:
+    """Give a random unique local /64: fd, 40 random bits, subnet 0 (RFC 4193, section 3.1)."""
+    return IPv6Network(((0xFD << 120) | (secrets.randbits(40) << 80), 64))

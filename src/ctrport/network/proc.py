@@ -1,0 +1,153 @@
+"""Addresses and routes of a network namespace, read from /proc/PID/net: no fork, no setns, no netlink library.
+
+The parsers are pure. A directory descriptor of /proc/PID pins the process: once it is gone every read fails with
+ESRCH or ENOENT, so a reused pid can never lend its addresses to somebody else's mapping.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# include/uapi/linux/if_addr.h: not usable (yet) as a target. TENTATIVE, DADFAILED, DEPRECATED, and TEMPORARY.
+UNUSABLE = 0x40 | 0x08 | 0x20 | 0x01
+GLOBAL_SCOPE = 0x00
+ROUTE_UP, ROUTE_REJECT = 0x0001, 0x0200  # include/uapi/linux/route.h
+
+
+class Route(NamedTuple):
+    """A route of the main table; `gateway` tells a connected network from one behind a router."""
+
+    network: IPv4Network | IPv6Network
+    interface: str
+    gateway: bool
+    metric: int
+
+
+class NetworkNamespace(NamedTuple):
+    """What is to be known of a namespace: all of its own addresses, and its routes."""
+
+    addresses: tuple[IPv4Address | IPv6Address, ...]
+    routes: tuple[Route, ...]
+
+    def interface_towards(self, address: IPv4Address | IPv6Address) -> str | None:
+        """Give the interface of the longest route to an address, as the kernel chooses in the main table."""
+        return _longest(self.routes, address)
+
+    @property
+    def ipv4(self) -> IPv4Address | None:
+        """The IPv4 address that a container is reached at."""
+        found = self._main_address(4)
+        return found if isinstance(found, IPv4Address) else None
+
+    @property
+    def ipv6(self) -> IPv6Address | None:
+        """The IPv6 address that a container is reached at."""
+        found = self._main_address(6)
+        return found if isinstance(found, IPv6Address) else None
+
+    def _main_address(self, version: int) -> IPv4Address | IPv6Address | None:
+        """On the default route's link, else the first."""
+        candidates = [a for a in self.addresses if a.version == version]
+        defaults = [r for r in self.routes if r.network.version == version and not r.network.prefixlen]
+        if defaults:
+            uplink = min(defaults, key=lambda r: r.metric).interface
+            for address in candidates:
+                if any(
+                    r.interface == uplink and not r.gateway and r.network.prefixlen and address in r.network
+                    for r in self.routes
+                    if r.network.version == version
+                ):
+                    return address
+        return candidates[0] if candidates else None
+
+
+def read(pid: int | str = "self") -> NetworkNamespace:
+    """Read the namespace of a process. OSError when the process is gone."""
+    directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return NetworkNamespace(
+            addresses=(
+                *ipv4_addresses(_text(directory, "net/fib_trie")),
+                *ipv6_addresses(_text(directory, "net/if_inet6", optional=True)),
+            ),
+            routes=(
+                *ipv4_routes(_text(directory, "net/route")),
+                *ipv6_routes(_text(directory, "net/ipv6_route", optional=True)),
+            ),
+        )
+    finally:
+        os.close(directory)
+
+
+def ipv4_addresses(fib_trie: str) -> list[IPv4Address]:
+    """Give the local addresses of a fib_trie other than loopback, in its order (by number)."""
+    found: dict[IPv4Address, None] = {}
+    leaf = ""
+    for line in fib_trie.splitlines():
+        text = line.strip()
+        if text.startswith("|-- "):
+            leaf = text[4:]
+        elif text == "/32 host LOCAL" and not leaf.startswith("127."):
+            found[IPv4Address(leaf)] = None
+    return list(found)
+
+
+def ipv6_addresses(if_inet6: str) -> list[IPv6Address]:
+    """Give the usable addresses of global scope, in the kernel's order."""
+    found = []
+    for line in if_inet6.splitlines():
+        address, _, _, scope, flags, _ = line.split()
+        if int(scope, 16) == GLOBAL_SCOPE and not int(flags, 16) & UNUSABLE:
+            found.append(IPv6Address(int(address, 16)))
+    return found
+
+
+def ipv4_routes(route: str) -> list[Route]:
+    """Read /proc/net/route: addresses are hexadecimal in the machine's byte order (little-endian here)."""
+    found = []
+    for line in route.splitlines()[1:]:
+        name, destination, gateway, flags, _, _, metric, mask, *_ = line.split()
+        if int(flags, 16) & ROUTE_UP and not int(flags, 16) & ROUTE_REJECT:
+            prefix = int(mask, 16).bit_count()
+            network = IPv4Network((_swapped(destination), prefix), strict=False)
+            found.append(Route(network, name, int(gateway, 16) != 0, int(metric)))
+    return found
+
+
+def ipv6_routes(ipv6_route: str) -> list[Route]:
+    """Read /proc/net/ipv6_route, leaving out local, anycast and multicast entries and those on lo."""
+    found = []
+    for line in ipv6_route.splitlines():
+        destination, prefix, _, _, gateway, metric, _, _, flags, name = line.split()
+        if name == "lo" or not int(flags, 16) & ROUTE_UP or int(flags, 16) & ROUTE_REJECT:
+            continue
+        network = IPv6Network((int(destination, 16), int(prefix, 16)), strict=False)
+        if not network.is_multicast:
+            found.append(Route(network, name, int(gateway, 16) != 0, int(metric, 16)))
+    return found
+
+
+def _swapped(text: str) -> int:
+    return int.from_bytes(bytes.fromhex(text), "little")
+
+
+def _longest(routes: Iterable[Route], address: IPv4Address | IPv6Address) -> str | None:
+    matching = [r for r in routes if r.network.version == address.version and address in r.network]
+    best = max(matching, key=lambda r: (r.network.prefixlen, -r.metric), default=None)
+    return best.interface if best else None
+
+
+def _text(directory: int, name: str, *, optional: bool = False) -> str:
+    try:
+        descriptor = os.open(name, os.O_RDONLY, dir_fd=directory)
+    except FileNotFoundError:
+        if optional:  # a kernel without IPv6
+            return ""
+        raise
+    with open(descriptor, encoding="ascii") as file:  # noqa: PTH123 - a descriptor, not a path
+        return file.read()

@@ -1,0 +1,82 @@
+"""Looking without touching: what a writer would do, beside what the kernel holds."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ctrport.control import connect
+from ctrport.firewall import ruleset
+from ctrport.firewall.nft import LibNft
+from ctrport.firewall.table import difference
+from ctrport.model.bindings import State
+from ctrport.reconcile import Reconciler
+from ctrport.service import Service
+
+if TYPE_CHECKING:
+    from ctrport.config import Settings
+    from ctrport.containerd.client import Client
+    from ctrport.firewall.table import Listing, Table
+
+UNAPPLIED = "not in the kernel: no watcher runs, ctrport sync applies it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """Where the kernel differs from what should be; each entry is a line of nft."""
+
+    missing: tuple[str, ...]
+    surplus: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.surplus)
+
+
+async def bindings(settings: Settings, client: Client) -> list[dict[str, Any]]:
+    """Give every container that asks for ports, with its mappings: by the watcher, else by looking."""
+    async with connect(settings) as link:
+        if link is not None:
+            return list((await link.call("bindings"))["containers"])
+    nft = LibNft()
+    reconciler = Reconciler(settings, client, nft)
+    await reconciler.resync(apply=False)
+    listing = await asyncio.to_thread(nft.listing)
+    held = listing.elements if listing else {}
+    service = Service(client, reconciler)
+    found = list((await service.bindings())["containers"])
+    for entry, key in zip(found, sorted(reconciler.snapshot.workloads), strict=True):
+        for mapping, binding in zip(entry["mappings"], reconciler.bindings(key), strict=True):
+            elements = ruleset.binding_elements(binding)
+            if any(held.get(name, {}).get(element.key) != element for name, element in elements):
+                mapping.update(state=str(State.WAITING), reason=UNAPPLIED)
+    return found
+
+
+async def tables(settings: Settings, client: Client) -> tuple[Table, Drift]:
+    """Give the table that should be, and how the kernel differs from it."""
+    nft = LibNft()
+    reconciler = Reconciler(settings, client, nft)
+    await reconciler.resync(apply=False)
+    table = reconciler.table()
+    return table, drift(table, await asyncio.to_thread(nft.listing))
+
+
+def drift(table: Table, listing: Listing | None) -> Drift:
+    """Compare rules by their comments and elements in full."""
+    if listing is None:
+        return Drift(missing=(f"table {table.address}",), surplus=())
+    missing, surplus = [], []
+    wanted = table.listing()
+    for name in {**wanted.chains, **listing.chains}:
+        want, have = wanted.chains.get(name, ()), listing.chains.get(name, ())
+        missing += [f"chain {name}: rule {comment!r}" for comment in want if comment not in have]
+        surplus += [f"chain {name}: rule {comment!r}" for comment in have if comment not in want]
+        if name not in listing.chains:
+            missing.append(f"chain {name}")
+        elif want != have and sorted(want) == sorted(have):
+            surplus.append(f"chain {name}: rules in another order")
+    changes = difference(listing.elements, table.elements, table.address)
+    for lines, elements in ((surplus, changes.deleted), (missing, changes.added)):
+        lines += [f"{name}: {element}" for name, found in elements.items() for element in found.values()]
+    return Drift(missing=tuple(missing), surplus=tuple(surplus))

@@ -1,0 +1,260 @@
+"""From what containerd says to what the kernel does: one pass, over everything or over what changed.
+
+Level-triggered. An event only names a container; the container is then read as it is now. `resync` reads all of
+them and compares the kernel's table element by element; `refresh` reads a few and applies their difference in
+one transaction. When a difference does not apply, the kernel does not hold what we believe, and the table is
+replaced whole, in one transaction too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ctrport.errors import CtrportError, KernelError, NotFoundError
+from ctrport.firewall import ruleset
+from ctrport.firewall.ruleset import Links
+from ctrport.firewall.table import Transaction, difference
+from ctrport.host import facts, sysctl
+from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, read_workload
+from ctrport.model.bindings import Binding, Change, Incumbent, State, socket_text
+from ctrport.model.ledger import Ledger
+from ctrport.model.workload import Endpoint, Key
+from ctrport.network import networks, proc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ctrport.config import Settings
+    from ctrport.containerd.client import Client
+    from ctrport.firewall.nft import Nft
+    from ctrport.firewall.table import Element, Elements, Listing, Table
+    from ctrport.model.workload import Container, Task, Workload
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What the last passes saw: every container that asks for ports, and all others' names."""
+
+    workloads: dict[Key, Workload] = field(default_factory=dict)
+    exited_for_good: set[Key] = field(default_factory=set)  # `run -d --rm` whose task has ended
+    known: set[Key] = field(default_factory=set)  # every container of every namespace, as of the last resync
+
+
+class Reconciler:
+    """The state of one writer. Its passes must not run at the same time as each other."""
+
+    def __init__(self, settings: Settings, client: Client, nft: Nft) -> None:
+        self.settings = settings
+        self.snapshot = Snapshot()
+        self.reserved: dict[Key, Workload] = {}  # by `run`, for containers that do not run yet
+        self.ledger: Ledger | None = None
+        self._client = client
+        self._nft = nft
+        self._elements: Elements = {}  # what the kernel is to hold
+
+    async def resync(self, *, apply: bool = True) -> list[Change]:
+        """Read everything; make the kernel's table equal to what it should be, unless only looking."""
+        await self._read_all()
+        listing = await asyncio.to_thread(self._nft.listing)
+        host = await asyncio.to_thread(facts.read)
+        if self.ledger is None:
+            self.ledger = Ledger(host, _incumbents(listing))
+        else:
+            self.ledger.set_host(host)
+        changes = self._judge({*self.snapshot.workloads, *self.reserved, *self.ledger.keys()})
+        links = self._links()
+        table = self.table()
+        self._elements = table.elements
+        if apply:
+            self._set_up_host(links)
+            if listing is None or listing.chains != table.listing().chains:
+                if listing is not None:
+                    log.warning("table %s was changed by somebody else: replacing it", table.address)
+                await asyncio.to_thread(self._nft.apply, table.rebuild())
+            else:
+                await self._commit(difference(listing.elements, table.elements, table.address))
+        return changes
+
+    async def refresh(self, keys: Iterable[Key]) -> list[Change]:
+        """Read a few containers and apply what changed for them."""
+        if self.ledger is None:
+            return await self.resync()
+        keys = tuple(keys)
+        for key in keys:
+            await self._read(key)
+        if any(key in self.snapshot.workloads or key in self.reserved for key in keys):
+            self.ledger.set_listeners(await asyncio.to_thread(facts.listeners))
+        changes = self._judge(keys)
+        links = self._links()
+        self._set_up_host(links)
+        await self._commit(self._difference(changes, links))
+        return changes
+
+    def bindings(self, key: Key) -> tuple[Binding, ...]:
+        """Give what became of a container's requests."""
+        return self.ledger.bindings(key) if self.ledger else ()
+
+    async def _read_all(self) -> None:
+        seen: set[Key] = set()
+        for namespace in await self._client.namespaces():
+            if namespace in FOREIGN_NAMESPACES:
+                continue
+            containers = await self._client.containers(namespace)
+            seen.update(c.key for c in containers)
+            asking = [c for c in containers if asks(c.annotations) or _is_auto_remove(c)]
+            tasks = await self._client.tasks(namespace) if asking else {}
+            for container in asking:
+                await self._note(container, tasks.get(container.key.id))
+        for key in [k for k in self.snapshot.workloads if k not in seen]:
+            del self.snapshot.workloads[key]
+        self.snapshot.known = seen
+
+    async def _read(self, key: Key) -> None:
+        try:
+            container = await self._client.container(key)
+        except NotFoundError:
+            self.snapshot.workloads.pop(key, None)
+            self.snapshot.known.discard(key)
+            return
+        self.snapshot.known.add(key)
+        if asks(container.annotations) or _is_auto_remove(container):
+            await self._note(container, await self._client.task(key))
+        else:
+            self.snapshot.workloads.pop(key, None)
+
+    async def _note(self, container: Container, task: Task | None) -> None:
+        """Take a container into the snapshot as it is now."""
+        key = container.key
+        endpoint = None
+        if task is not None and task.status.live:
+            endpoint = await self._endpoint(container, task)
+        if task is not None and not task.status.live and _is_auto_remove(container) and key not in self.reserved:
+            self.snapshot.exited_for_good.add(key)
+        before = self.snapshot.workloads.pop(key, None)
+        if (workload := read_workload(container, endpoint)) is not None:
+            self.snapshot.workloads[key] = workload
+            for problem in workload.problems if before is None else ():
+                log.warning("refused %s: %s", key, problem)
+
+    async def _endpoint(self, container: Container, task: Task) -> Endpoint | None:
+        """Read where a task is reached. A pid is believed only if the task still has it after the reading."""
+        try:
+            inside = await asyncio.to_thread(proc.read, task.pid)
+        except OSError:
+            return None
+        again = await self._client.task(container.key)
+        if again is None or again.pid != task.pid or not again.status.live:
+            return None
+        ipv4, ipv6 = inside.ipv4, inside.ipv6
+        routes = proc.read()
+        towards = next((routes.interface_towards(a) for a in (ipv4, ipv6) if a), None)
+        return Endpoint(ipv4=ipv4, ipv6=ipv6, interface=towards)
+
+    def _judge(self, keys: Iterable[Key]) -> list[Change]:
+        """Put what was read into the ledger; gives and logs what changed."""
+        ledger = self.ledger
+        assert ledger is not None  # noqa: S101 - made by the first resync
+        for key in keys:
+            workload = self.snapshot.workloads.get(key)
+            if key in self.reserved and (workload is None or workload.endpoint is None):
+                workload = self.reserved[key]
+            if workload is None:
+                ledger.remove(key)
+            else:
+                ledger.put(workload)
+        changes = ledger.settle()
+        for change in changes:
+            _log_change(change)
+        return changes
+
+    def table(self) -> Table:
+        """Give the whole table as it should be, as of the last pass."""
+        return ruleset.build(self._bindings(), self._links(), mark=self.settings.config.mark)
+
+    def _bindings(self) -> list[Binding]:
+        return [b for key in self.ledger.keys() for b in self.ledger.bindings(key)] if self.ledger else []
+
+    def _links(self) -> Links:
+        workloads = (*self.snapshot.workloads.values(), *self.reserved.values())
+        return Links(
+            bridges=frozenset(n.bridge for n in networks.load_all(self.settings.root)),
+            endpoints=frozenset(w.endpoint.interface for w in workloads if w.endpoint and w.endpoint.interface),
+        )
+
+    def _set_up_host(self, links: Links) -> None:
+        """Settings of the kernel that mappings need; what cannot be set is said and does not stop the pass."""
+        state = self.settings.state
+        try:
+            if links.endpoints or links.bridges:
+                sysctl.ensure_forwarding(state, ipv6=any(self._elements[n] for n in ruleset.IPV6_MAPS))
+            for interface in links.endpoints | links.bridges:
+                sysctl.ensure_route_localnet(state, interface)
+        except CtrportError as error:
+            log.error("%s; mend it with: %s", error.message, error.hint)  # noqa: TRY400 - told in full
+
+    def _difference(self, changes: list[Change], links: Links) -> Transaction:
+        """Give the element changes of a few bindings, and take them into what the kernel is to hold."""
+        touched: dict[tuple[str, str], Element | None] = {}
+        for change in changes:
+            touched |= {(name, e.key): None for name, e in ruleset.binding_elements(change.old)}
+        for change in changes:
+            touched |= {(name, e.key): e for name, e in ruleset.binding_elements(change.new)}
+        for name, elements in links.elements().items():
+            touched |= {(name, key): None for key in self._elements[name]}
+            touched |= {(name, key): e for key, e in elements.items()}
+        transaction = Transaction(ruleset.ADDRESS)
+        for (name, key), new in touched.items():
+            old = self._elements[name].pop(key, None)
+            if new is not None:
+                self._elements[name][key] = new
+            if old != new:
+                if old is not None:
+                    transaction.delete(name, old)
+                if new is not None:
+                    transaction.add(name, new)
+        return transaction
+
+    async def _commit(self, transaction: Transaction) -> None:
+        if not transaction:
+            return
+        try:
+            await asyncio.to_thread(self._nft.apply, transaction.render())
+        except KernelError as error:
+            log.warning("a change did not apply, replacing the table: %s", error.message)
+            table = self.table()
+            self._elements = table.elements
+            await asyncio.to_thread(self._nft.apply, table.rebuild())
+
+
+def _is_auto_remove(container: Container) -> bool:
+    return container.annotations.get(AUTO_REMOVE) == "true"
+
+
+def _incumbents(listing: Listing | None) -> dict[Incumbent, int]:
+    """Give the mappings that the kernel serves, by what names them: read once, when a writer starts."""
+    return dict(ruleset.incumbents(listing.elements)) if listing else {}
+
+
+def _log_change(change: Change) -> None:
+    """One line a mapping: what it was, what became of it, and why."""
+    old, new = change
+    if old is not None and old.state is State.ACTIVE:
+        log.info("unpublished %s", _mapping_text(old))
+    if new is None:
+        return
+    if new.state is State.ACTIVE:
+        log.info("published %s", _mapping_text(new))
+    else:
+        log.warning("%s %s: %s: %s", new.state, new.owner, new.mapping, new.reason)
+
+
+def _mapping_text(binding: Binding) -> str:
+    mapping = binding.mapping
+    where = socket_text(mapping.host_ip, binding.host_port or 0, mapping.protocol)
+    targets = " and ".join(str(a) for a in (binding.ipv4, binding.ipv6) if a is not None)
+    return f"{binding.owner} {where} -> {targets} port {mapping.container_port}"

@@ -1,0 +1,1 @@
+"""`ctrport run`: Docker's `run -p` by way of `ctr`."""

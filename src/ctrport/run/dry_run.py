@@ -1,0 +1,69 @@
+"""`ctrport run --dry-run`: what would be done, in a form that can be pasted; touches nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ctrport.errors import NotFoundError
+from ctrport.firewall import ruleset
+from ctrport.firewall.ruleset import Links
+from ctrport.model.ledger import Ledger
+from ctrport.model.workload import Endpoint, Key, Workload
+from ctrport.network import files, networks
+from ctrport.run import names, translate
+
+if TYPE_CHECKING:
+    from ctrport.config import Settings
+    from ctrport.network.networks import Network
+    from ctrport.run.options import Options
+
+
+def script(settings: Settings, options: Options) -> str:
+    """Give the ctr commands and the nft script of a run on a host that has no other container.
+
+    Addresses and automatic ports are the first that such a host would give.
+    """
+    name = options.name or names.generated_name(options.image)
+    image = options.image if options.rootfs else names.full_reference(options.image)
+    key = Key(settings.namespace, names.check_identifier("the name", name))
+    where = files.directory(settings.root, key)
+    log = where / "output.log" if options.detach and not options.tty else None
+    netns = f"/run/netns/ctrport-{name}" if options.bridged else None
+    if options.shared_with is not None:
+        netns = f"/run/netns/ctrport-{options.shared_with}"
+    mounts = [] if options.network == "host" else [(where / n, f"/etc/{n}") for n in files.NAMES]
+    lines = [
+        "# containers and ports as on a host without others: addresses are chosen when it is run",
+        translate.pasteable(
+            translate.create(settings, options, name=name, image=image, netns=netns, files=mounts, log=log)
+        ),
+        translate.pasteable(translate.start(settings, options, name=name, pid_file=where / "pid", log=log)),
+    ]
+    if options.bridged:
+        network = _network(settings, options)
+        ledger = Ledger()
+        ipv4 = network.ipv4[2]
+        ledger.put(
+            Workload(
+                key=key,
+                created_at=time.time_ns(),
+                requests=options.publish,
+                endpoint=Endpoint(ipv4=ipv4, ipv6=network.ipv6_of(ipv4), interface=network.bridge),
+            )
+        )
+        ledger.settle()
+        table = ruleset.build(
+            ledger.bindings(key), Links(bridges=frozenset({network.bridge})), mark=settings.config.mark
+        )
+        lines.append(f"nft -f - <<'EOF'\n{table.rebuild()}EOF")
+    return "\n".join(lines) + "\n"
+
+
+def _network(settings: Settings, options: Options) -> Network:
+    try:
+        return networks.load(settings.root, options.network)
+    except NotFoundError:
+        if options.network != networks.DEFAULT:
+            raise
+        return networks.Network(name=networks.DEFAULT, bridge=networks.DEFAULT_BRIDGE, ipv4=networks.CANDIDATES[0])

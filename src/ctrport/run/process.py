@@ -1,0 +1,147 @@
+"""Running ctr: its words on failure, its exit code, and the signals that belong to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import signal
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from ctrport.errors import CtrportError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ctrport.containerd.client import Client
+    from ctrport.model.workload import Key
+
+log = logging.getLogger(__name__)
+POLL = 0.005  # seconds between looks at a task that starts
+TAIL = 4096  # bytes of an error output that are kept
+# Docker's exit codes for what a container could not do, and runc's words for it.
+RUN_FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+
+
+class RunError(CtrportError):
+    """ctr could not do what was asked; the exit code is Docker's."""
+
+    def __init__(self, tried: str, said: str) -> None:
+        lines = [line for line in said.strip().splitlines() if line.strip()]
+        super().__init__(f"could not {tried}: {lines[-1] if lines else 'ctr gave no reason'}")
+        self.exit_code = RUN_FAILED
+        if "executable file not found" in said or "no such file or directory" in said:
+            self.exit_code = NOT_FOUND
+        elif "permission denied" in said:
+            self.exit_code = NOT_EXECUTABLE
+
+
+async def run(command: Sequence[str], tried: str, *, output: TextIO | None = None) -> None:
+    """Run a ctr command to its end. RunError with its last words when it fails."""
+    log.debug("%s", shlex.join(command))
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=output or asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, said = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        raise RunError(tried, said.decode("utf-8", "replace"))
+
+
+class Task:
+    """`ctr tasks start`: over at once when detached, else as long as the container lives."""
+
+    def __init__(self, command: Sequence[str], client: Client, key: Key, pid_file: Path) -> None:
+        self._command = command
+        self._client = client
+        self._key = key
+        self._pid_file = pid_file  # ctr writes it when the task is created
+        self._process: asyncio.subprocess.Process | None = None
+        self._relay: asyncio.Task[None] | None = None
+        self._said = bytearray()
+
+    async def start(self, *, detach: bool, stdin: bool) -> None:
+        """Start the task and wait until it runs. RunError when it cannot be started."""
+        tried = f"start container {self._key.id}"
+        if detach:
+            await run(self._command, tried)
+            return
+        log.debug("%s", shlex.join(self._command))
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=None if stdin else asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        loop = asyncio.get_running_loop()
+        for number in FORWARDED:
+            loop.add_signal_handler(number, self._forward, number)
+        self._relay = asyncio.create_task(self._relay_errors(self._process))
+        while not await self._is_live():
+            if self._process.returncode is not None:
+                if self._pid_file.exists():
+                    return  # it ran and ended between two looks
+                await self._relay
+                raise RunError(tried, self._said.decode("utf-8", "replace"))
+            await asyncio.sleep(POLL)
+
+    async def wait(self) -> int:
+        """Wait for the container's end; gives its exit code as ctr does."""
+        assert self._process is not None  # noqa: S101 - only a foreground task is waited for
+        code = await self._process.wait()
+        if self._relay is not None:
+            await self._relay
+        return code if code >= 0 else 128 - code
+
+    async def abandon(self) -> None:
+        """Give up on a foreground task whose container is about to be removed."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def _is_live(self) -> bool:
+        if not self._pid_file.exists():
+            return False
+        task = await self._client.task(self._key)
+        return task is not None and task.status.live
+
+    async def _relay_errors(self, process: asyncio.subprocess.Process) -> None:
+        """Pass ctr's error output on as it comes; its beginning is kept for a failed start."""
+        stream = process.stderr
+        while stream is not None and (chunk := await stream.read(65536)):
+            self._said += chunk[: TAIL - len(self._said)]
+            sys.stderr.buffer.write(chunk)
+            sys.stderr.buffer.flush()
+
+    def _forward(self, number: signal.Signals) -> None:
+        """Hand a signal on to ctr, which hands it to the container.
+
+        What the terminal sends on a key press goes to every process of its foreground group, ctr among them: to
+        forward it too would make two of one.
+        """
+        if number in FROM_TERMINAL and _in_foreground():
+            return
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+
+def _in_foreground() -> bool:
+    try:
+        descriptor = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:  # no controlling terminal
+        return False
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,139 @@
+"""The daemon: events in, passes out.
+
+Order of a start: take the lock, subscribe, list and apply, and only then tell systemd READY. SIGTERM stops and
+leaves the rules (stopping is not cleaning up), SIGHUP makes a full pass. One task makes all the passes; the
+others only say what has become doubtful.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ctrport import control
+from ctrport.containerd.client import Client
+from ctrport.containerd.events import Marker, Watch
+from ctrport.errors import ConflictError, CtrportError
+from ctrport.firewall.nft import LibNft
+from ctrport.host import lock
+from ctrport.host.notify import notify
+from ctrport.reconcile import Reconciler
+from ctrport.service import Service
+
+if TYPE_CHECKING:
+    from ctrport.config import Settings
+    from ctrport.model.workload import Key
+
+log = logging.getLogger(__name__)
+RETRY = (0.1, 10.0)  # seconds between failed passes: the first pause, and the longest
+
+
+@dataclass(slots=True)
+class Doubt:
+    """What may not be as it should: named containers, or everything."""
+
+    keys: set[Key] = field(default_factory=set)
+    everything: bool = False
+    _raised: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def raise_all(self) -> None:
+        self.everything = True
+        self._raised.set()
+
+    def raise_about(self, key: Key) -> None:
+        self.keys.add(key)
+        self._raised.set()
+
+    async def take(self) -> tuple[set[Key], bool]:
+        """Wait for doubt and take all there is."""
+        await self._raised.wait()
+        taken = self.keys, self.everything
+        self.keys, self.everything = set(), False
+        self._raised.clear()
+        return taken
+
+
+async def run(settings: Settings) -> None:
+    """Watch until SIGTERM or SIGINT. ConflictError when another writer has the lock."""
+    held = lock.try_acquire(settings.state, lock.WRITER)
+    if held is None:
+        raise ConflictError(
+            f"another ctrport watches already: it holds {settings.state / lock.WRITER}",
+            hint="one watcher a host; systemctl status ctrport",
+        )
+    try:
+        nft = LibNft()
+        async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
+            await _watch(settings, client, Service(client, Reconciler(settings, client, nft)))
+    finally:
+        lock.release(held)
+
+
+async def _watch(settings: Settings, client: Client, service: Service) -> None:
+    doubt, stop = Doubt(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, doubt.raise_all)
+    async with asyncio.TaskGroup() as group:
+        events = Watch(client)
+        tasks = [
+            group.create_task(events.run()),
+            group.create_task(_listen(events, doubt)),
+            group.create_task(_remind(doubt, settings.config.resync_seconds)),
+            group.create_task(_reconcile(settings, service, doubt)),
+        ]
+        await stop.wait()
+        notify("STOPPING=1")
+        log.info("stopping; the rules stay: ctrport flush removes them")
+        for task in tasks:
+            task.cancel()
+
+
+async def _listen(events: Watch, doubt: Doubt) -> None:
+    async for item in events:
+        if item is Marker.LOST:
+            log.warning("no events from containerd, mappings stay as they are: %s", events.error)
+        elif isinstance(item, Marker):
+            doubt.raise_all()
+        else:
+            doubt.raise_about(item.key)
+
+
+async def _remind(doubt: Doubt, seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        doubt.raise_all()
+
+
+async def _reconcile(settings: Settings, service: Service, doubt: Doubt) -> None:
+    """Make passes as doubt comes, one after the other; a failed one is made again as a full one."""
+    server: asyncio.Server | None = None
+    pause = RETRY[0]
+    try:
+        while True:
+            keys, everything = await doubt.take()
+            try:
+                if everything or server is None:
+                    await service.resync()
+                else:
+                    await service.converge([list(key) for key in keys])
+            except CtrportError as error:
+                log.error("a pass failed, next try in %.1f s: %s", pause, error.message)  # noqa: TRY400
+                doubt.raise_all()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY[1])
+                continue
+            pause = RETRY[0]
+            if server is None:
+                server = await control.serve(settings.state, service)
+                log.info("watching containerd at %s, pid %d", settings.address, os.getpid())
+                notify("READY=1\nSTATUS=watching")
+    finally:
+        if server is not None:
+            server.close()
+            (settings.state / control.SOCKET).unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""What holds for every test: a missing tool or right is a failure, never a skip."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+# Tool, and the Debian package that brings it.
+KERNEL_TOOLS = {
+    "nft": "nftables",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "conntrack": "conntrack",
+    "iptables": "iptables",
+    "sysctl": "procps",
+    "tcpdump": "tcpdump",
+}
+E2E_TOOLS = {
+    **KERNEL_TOOLS,
+    "containerd": "containerd",
+    "ctr": "containerd",
+    "runc": "runc",
+    "busybox": "busybox-static",
+    "redis-check-rdb": "redis-tools",
+    "redis-cli": "redis-tools",
+}
+NEEDS = {"kernel": KERNEL_TOOLS, "e2e": E2E_TOOLS}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kernel: needs root; real nf_tables in network namespaces")
+    config.addinivalue_line("markers", "e2e: needs root, containerd and runc")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their directory, and stop before the first one when the machine cannot run them."""
+    wanted = set()
+    for item in items:
+        for name in NEEDS:
+            if item.path.is_relative_to(TESTS / name):
+                item.add_marker(name)
+                wanted.add(name)
+    tools = {tool: package for name in wanted for tool, package in NEEDS[name].items()}
+    missing = sorted({package for tool, package in tools.items() if not shutil.which(tool)})
+    if missing:
+        raise pytest.UsageError(f"these tests need: apt-get install {' '.join(missing)} (or scripts/setup-dev)")
+    if wanted and os.geteuid() != 0:
+        raise pytest.UsageError("these tests need root: they make network namespaces (tests/unit does not)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> object:
+    """Turn a skip into a failure: a suite that can be green without having run proves nothing."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: skipped, and no test may be: {report.longrepr}"
+    return report

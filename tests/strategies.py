@@ -1,0 +1,97 @@
+"""Hypothesis strategies for the project's values."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+from hypothesis import strategies as st
+
+from ctrport.model.ports import MAX_PORT, PortMapping, Protocol
+
+# Of the grammar, then what resembles it: full-width and Arabic digits, a long s, blanks, escapes, a direction
+# override, a combining mark, a lone surrogate.
+_GRAMMAR_CHARACTERS = "0123456789:-/.,=[]%tcpudsTCPUDS"
+_LOOKALIKES = "\uff18\uff10\u0663\u00b2\u017f_+ \t\n\u00a0\u2028\x00\x1b\x7f\u009b\u202e\u0301\ud800\U0001f433"
+_LONG_PIECES = (
+    "target=",
+    "published=",
+    "protocol=",
+    "mode=",
+    "name=",
+    ",",
+    "80",
+    "8000-8002",
+    "tcp",
+    "::1:",
+    "=",
+)
+
+
+def ports() -> st.SearchStrategy[int]:
+    """Port numbers, both ends of their range among them."""
+    return st.integers(1, MAX_PORT)
+
+
+def protocols() -> st.SearchStrategy[Protocol]:
+    """Every protocol that has ports."""
+    return st.sampled_from(Protocol)
+
+
+def host_ips() -> st.SearchStrategy[IPv4Address | IPv6Address | None]:
+    """Host addresses that a mapping may name: none, the wildcards, and any unicast address."""
+    v4 = st.integers(0, 2**32 - 1).map(IPv4Address)
+    v6 = st.integers(0, 2**128 - 1).map(IPv6Address).filter(lambda ip: ip.ipv4_mapped is None)
+    usual = st.sampled_from(["0.0.0.0", "127.0.0.1", "192.0.2.1"]).map(IPv4Address)  # noqa: S104 - a wildcard
+    usual6 = st.sampled_from(["::", "::1", "2001:db8::1"]).map(IPv6Address)
+    return st.none() | usual | usual6 | (v4 | v6).filter(lambda ip: not ip.is_multicast)
+
+
+@st.composite
+def port_mappings(draw: st.DrawFn, port: st.SearchStrategy[int] | None = None) -> PortMapping:
+    """Any mapping: exact, from a pool, or left to the host; `port` limits the exact host ports."""
+    how = draw(st.sampled_from(["exact", "pool", "automatic"]))
+    pool = st.lists(ports(), min_size=2, max_size=2, unique=True).map(lambda pair: tuple(sorted(pair)))
+    return PortMapping(
+        container_port=draw(ports()),
+        protocol=draw(protocols()),
+        host_ip=draw(host_ips()),
+        host_port=draw(ports() if port is None else port) if how == "exact" else None,
+        host_port_pool=draw(pool) if how == "pool" else None,
+    )
+
+
+@st.composite
+def port_ranges(draw: st.DrawFn, length: int) -> str:
+    """Write `length` ports in a row, sometimes with leading zeros."""
+    first = draw(st.integers(1, MAX_PORT + 1 - length))
+    zeros = "0" * draw(st.integers(0, 2))
+    return f"{zeros}{first}" if length == 1 else f"{zeros}{first}-{zeros}{first + length - 1}"
+
+
+@st.composite
+def spec_text(draw: st.DrawFn) -> str:
+    """Specs within the grammar, short or long, in the ways that people write them."""
+    length = draw(st.integers(1, 5))
+    container = draw(port_ranges(length))
+    protocol = draw(st.sampled_from(["", "tcp", "udp", "sctp", "TCP", "Udp"]))
+    hosts = [st.just(""), port_ranges(length)]
+    if length == 1:
+        hosts += [st.sampled_from(["0", "0-0", "00"]), port_ranges(3)]
+    published = draw(st.one_of(hosts))
+    if (ip := draw(host_ips())) is not None:
+        published = f"{ip if draw(st.booleans()) else f'[{ip}]'}:{published}"
+    if draw(st.booleans()):
+        fields = [f"target={container}", f"published={published}", f"protocol={protocol}", "mode=host"]
+        return ",".join(draw(st.permutations(fields)))
+    slash = "/" if protocol or draw(st.booleans()) else ""
+    colon = ":" if published or draw(st.booleans()) else ""
+    return f"{published}{colon}{container}{slash}{protocol}"
+
+
+def hostile_text() -> st.SearchStrategy[str]:
+    """Text that nobody should have written: any Unicode, near misses of the grammar, and far too much."""
+    near = st.text(st.sampled_from(_GRAMMAR_CHARACTERS + _LOOKALIKES), max_size=40)
+    pieces = st.lists(st.sampled_from(_LONG_PIECES), max_size=10).map("".join)
+    many = st.builds(lambda piece, count: piece * count, near, st.sampled_from([1, 100, 5000]))
+    spoilt = st.builds(lambda spec, at, odd: spec[:at] + odd + spec[at:], spec_text(), st.integers(0, 20), near)
+    return st.text(st.characters(codec=None), max_size=80) | near | pieces | many | spoilt
