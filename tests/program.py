@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import itertools
+import json
 import os
 import select
 import shutil
@@ -12,10 +15,28 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab import until
+from lab import DIRECTORY, Netns, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from containerd_instance import LabContainerd
+
+# What the first container ever makes and the last one leaves: the network, and what `flush` needs to know.
+LASTING = {
+    "root/containers",
+    "root/containers/default",
+    "root/networks",
+    "root/networks/default",
+    "root/networks/default/last",
+    "root/networks/default/leases",
+    "root/networks/default/network.json",
+    "state/allocation.lock",
+    "state/lock",
+    "state/sysctl.json",
+    "state/watch.sock",
+}
+_exec_numbers = itertools.count(1)
 
 
 class Cli:
@@ -77,6 +98,61 @@ class Cli:
         process = self.containerd.lab.host.popen(*self.argv(*arguments), env=environment, **options)
         self._processes.append(process)
         return process
+
+    @contextlib.contextmanager
+    def container(
+        self, *options: str | Path, word: str = "web", image: str | None = None, command: tuple[str, ...] = ()
+    ) -> Iterator[str]:
+        """Run a detached container, give its name, and remove it at the end, whatever state it is in."""
+        name = self.containerd.unique(word)
+        image = image or self.containerd.image
+        self("run", "-d", "--name", name, *options, image, *command, check=True)
+        try:
+            yield name
+        finally:
+            self("rm", "-f", name)
+
+    def json(self, *arguments: str | Path) -> dict[str, Any]:
+        """Run a command that prints data and give what it printed, read."""
+        found: dict[str, Any] = json.loads(self(*arguments, "--format", "json", check=True).stdout)
+        return found
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """Give one container of `ps`, running or not."""
+        entries = self.json("ps", "-a")["containers"]
+        return next(entry for entry in entries if entry["id"] == name)
+
+    def inside(self, name: str) -> Netns:
+        """Give a container's network namespace."""
+        return Netns.at(self.entry(name)["netns"], name)
+
+    def execute(self, name: str, *command: str) -> str:
+        """Run a command in a running container and give what it prints."""
+        number = f"x{next(_exec_numbers)}"
+        return self.containerd.ctr("tasks", "exec", "--exec-id", number, name, *command)
+
+    def spec(self, name: str) -> dict[str, Any]:
+        """Give a container's OCI spec."""
+        found: dict[str, Any] = json.loads(self.containerd.ctr("containers", "info", name))
+        return dict(found["Spec"])
+
+    def everything(self) -> dict[str, list[str]]:
+        """Describe all that a command could leave behind on this host, for comparison.
+
+        Without what outlives every container by design: lock files, the network's description, old settings.
+        """
+        host = self.containerd.lab.host
+        links = host.run("ip", "-o", "link").stdout.splitlines()
+        files = [path.relative_to(self.directory) for path in self.directory.rglob("*")]
+        kept = {"root", "state", "config.toml", "notify", "watch.log", *LASTING}
+        return {
+            "rules": host.run("nft", "--stateless", "list", "ruleset").stdout.splitlines(),
+            "links": sorted(line.split(":")[1].split("@")[0].strip() for line in links),
+            "namespaces": sorted(p.name for p in DIRECTORY.glob("*") if self.containerd.token in p.name),
+            "files": sorted(str(path) for path in files if str(path) not in kept),
+            "containers": self.containerd.leftovers(),
+            "snapshots": self.containerd.ctr("snapshots", "list").splitlines(),
+        }
 
     def close(self) -> None:
         for process in self._processes:

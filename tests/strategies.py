@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hypothesis import strategies as st
 
 from ctrport.model.ports import MAX_PORT, PortMapping, Protocol
+from ctrport.model.workload import Endpoint, Key, Workload
 
 # Of the grammar, then what resembles it: full-width and Arabic digits, a long s, blanks, escapes, a direction
 # override, a combining mark, a lone surrogate.
@@ -95,3 +96,50 @@ def hostile_text() -> st.SearchStrategy[str]:
     many = st.builds(lambda piece, count: piece * count, near, st.sampled_from([1, 100, 5000]))
     spoilt = st.builds(lambda spec, at, odd: spec[:at] + odd + spec[at:], spec_text(), st.integers(0, 20), near)
     return st.text(st.characters(codec=None), max_size=80) | near | pieces | many | spoilt
+
+
+def keys(names: st.SearchStrategy[str] | None = None) -> st.SearchStrategy[Key]:
+    """Containers by namespace and id; by default few of them, so that they meet again."""
+    few = st.sampled_from(["a", "b", "c", "d"])
+    return st.builds(Key, st.sampled_from(["default", "k8s.io"]), few if names is None else names)
+
+
+def endpoints() -> st.SearchStrategy[Endpoint]:
+    """Where containers are reached: by IPv4, IPv6, both or nothing."""
+    return st.builds(
+        Endpoint,
+        ipv4=st.none() | st.integers(1, 2**32 - 1).map(IPv4Address),
+        ipv6=st.none() | st.integers(1, 2**128 - 1).map(IPv6Address),
+    )
+
+
+@st.composite
+def workloads(
+    draw: st.DrawFn,
+    mappings: st.SearchStrategy[PortMapping] | None = None,
+    owners: st.SearchStrategy[Key] | None = None,
+) -> Workload:
+    """Containers that run or do not, with up to four distinct mappings each."""
+    return Workload(
+        key=draw(keys() if owners is None else owners),
+        created_at=draw(st.integers(0, 5)),
+        requests=tuple(draw(st.lists(port_mappings() if mappings is None else mappings, max_size=4, unique=True))),
+        endpoint=draw(st.none() | endpoints()),
+    )
+
+
+def contested_mappings(*, exact: bool = False) -> st.SearchStrategy[PortMapping]:
+    """Give mappings for few host ports on few addresses, so that they get in each other's way."""
+    port = st.integers(8080, 8082)
+    pool = st.sampled_from([(8080, 8081), (8081, 8082), (8080, 8083)])
+    how = [st.fixed_dictionaries({"host_port": port})]
+    if not exact:
+        how += [st.fixed_dictionaries({"host_port_pool": pool}), st.just({})]
+    ips = ["0.0.0.0", "::", "127.0.0.1", "192.0.2.1", "2001:db8::1"]  # noqa: S104 - a wildcard
+    return st.builds(
+        lambda fields, **more: PortMapping(**fields, **more),
+        st.one_of(how),
+        container_port=st.integers(80, 81),
+        protocol=protocols(),
+        host_ip=st.sampled_from([None, *map(ip_address, ips)]),
+    )

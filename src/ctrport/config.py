@@ -59,7 +59,7 @@ def load(path: Path, *, required: bool) -> Config:
 
 
 def _mark(where: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value.bit_count() != 1 or value >= 1 << 32:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 32 or value.bit_count() != 1:
         raise InputError(f"{where}: {value!r} is not a single bit of 32", hint=f"for example {DEFAULT_MARK:#x}")
     return value
 

@@ -71,7 +71,13 @@ class _Local:
         self._service = service
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        return await self._service.operations[operation](**arguments)
+        # As with the watcher, what has begun comes to its end: its threads would go on anyhow.
+        work = asyncio.ensure_future(self._service.operations[operation](**arguments))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            raise
 
 
 _WATCHER_HINT = "systemctl status ctrport; journalctl -u ctrport"
@@ -83,7 +89,7 @@ async def connect(settings: Settings) -> AsyncIterator[Writer | None]:
     path = settings.state / SOCKET
     try:
         reader, sender = await asyncio.open_unix_connection(path, limit=LINE_LIMIT)
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         yield None
         return
     except PermissionError as error:

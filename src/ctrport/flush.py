@@ -29,13 +29,11 @@ def flush(settings: Settings) -> list[str]:
         nft = LibNft()
         if nft.listing() is not None:
             nft.apply(f"delete table {ADDRESS}\n")
-            done.append(f"table {ADDRESS}")
+            done.append(f"removed table {ADDRESS}")
         there = {name for _, name in socket.if_nameindex()}
         ours = [links.host_interface(lease.netns) for lease in leases.every(settings.root)]
         ours += [network.bridge for network in networks.load_all(settings.root)]
-        for interface in ours:
-            if interface in there and links.remove_link(interface):
-                done.append(f"interface {interface}")
+        done += [f"removed interface {name}" for name in ours if name in there and links.remove_link(name)]
         return done + sysctl.restore(settings.state)
     finally:
         lock.release(held)

@@ -18,8 +18,8 @@ POLL = 0.02  # seconds between looks at a task that is to end
 KILL_PATIENCE = 10.0  # seconds for a task to end after SIGKILL
 
 
-async def stop(client: Client, container: Container, *, timeout: float) -> None:
-    """End a container's task: SIGTERM, after `timeout` seconds SIGKILL. One that does not run is left as it is.
+async def stop(client: Client, container: Container, *, patience: float) -> None:
+    """End a container's task: SIGTERM, after `patience` seconds SIGKILL. One that does not run is left as it is.
 
     A restart policy is told first, else containerd would start the task again.
     """
@@ -31,7 +31,7 @@ async def stop(client: Client, container: Container, *, timeout: float) -> None:
         return
     if task.status.live or task.status is Status.CREATED:
         await _kill(client, key, signal.SIGTERM)
-        if not await _ended(client, key, timeout):
+        if not await _ended(client, key, patience):
             await kill(client, key)
     await client.delete_task(key)
 
@@ -64,11 +64,13 @@ async def _kill(client: Client, key: Key, number: int) -> None:
         return
 
 
-async def _ended(client: Client, key: Key, timeout: float) -> bool:
+async def _ended(client: Client, key: Key, patience: float) -> bool:
     try:
-        async with asyncio.timeout(timeout):
-            while (task := await client.task(key)) and task.status is not Status.STOPPED:
+        async with asyncio.timeout(patience):
+            while True:
+                task = await client.task(key)
+                if task is None or task.status is Status.STOPPED:
+                    return True
                 await asyncio.sleep(POLL)
     except TimeoutError:
         return False
-    return True

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ctrport.control import connect
-from ctrport.firewall import ruleset
+from ctrport.firewall import record, ruleset
 from ctrport.firewall.nft import LibNft
 from ctrport.firewall.table import difference
 from ctrport.model.bindings import State
@@ -59,7 +60,11 @@ async def tables(settings: Settings, client: Client) -> tuple[Table, Drift]:
     reconciler = Reconciler(settings, client, nft)
     await reconciler.resync(apply=False)
     table = reconciler.table()
-    return table, drift(table, await asyncio.to_thread(nft.listing))
+    listing = await asyncio.to_thread(nft.listing)
+    found = drift(table, listing)
+    if not found and not record.intact(settings.state, table, listing):
+        found = Drift(missing=("the rules as they were written last: their text has changed",), surplus=())
+    return table, found
 
 
 def drift(table: Table, listing: Listing | None) -> Drift:
@@ -70,10 +75,12 @@ def drift(table: Table, listing: Listing | None) -> Drift:
     wanted = table.listing()
     for name in {**wanted.chains, **listing.chains}:
         want, have = wanted.chains.get(name, ()), listing.chains.get(name, ())
-        missing += [f"chain {name}: rule {comment!r}" for comment in want if comment not in have]
-        surplus += [f"chain {name}: rule {comment!r}" for comment in have if comment not in want]
+        missing += [f"chain {name}: rule {rule!r}" for rule in (Counter(want) - Counter(have)).elements()]
+        surplus += [f"chain {name}: rule {rule!r}" for rule in (Counter(have) - Counter(want)).elements()]
         if name not in listing.chains:
             missing.append(f"chain {name}")
+        elif name not in wanted.chains:
+            surplus.append(f"chain {name}")
         elif want != have and sorted(want) == sorted(have):
             surplus.append(f"chain {name}: rules in another order")
     changes = difference(listing.elements, table.elements, table.address)

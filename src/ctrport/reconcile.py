@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ctrport.errors import CtrportError, KernelError, NotFoundError
-from ctrport.firewall import ruleset
+from ctrport.firewall import record, ruleset
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import Transaction, difference
 from ctrport.host import facts, sysctl
@@ -66,18 +66,19 @@ class Reconciler:
             self.ledger = Ledger(host, _incumbents(listing))
         else:
             self.ledger.set_host(host)
-        changes = self._judge({*self.snapshot.workloads, *self.reserved, *self.ledger.keys()})
+        changes = self._judge({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
         links = self._links()
         table = self.table()
         self._elements = table.elements
         if apply:
             self._set_up_host(links)
-            if listing is None or listing.chains != table.listing().chains:
-                if listing is not None:
-                    log.warning("table %s was changed by somebody else: replacing it", table.address)
-                await asyncio.to_thread(self._nft.apply, table.rebuild())
+            if record.intact(self.settings.state, table, listing):
+                await self._commit(difference(listing.elements, table.elements, table.address) if listing else None)
             else:
-                await self._commit(difference(listing.elements, table.elements, table.address))
+                if listing is not None:
+                    log.warning("the rules in %s are not the ones to be: replacing the table", table.address)
+                await self._rebuild(table)
+            _log_changes(changes)
         return changes
 
     async def refresh(self, keys: Iterable[Key]) -> list[Change]:
@@ -93,6 +94,7 @@ class Reconciler:
         links = self._links()
         self._set_up_host(links)
         await self._commit(self._difference(changes, links))
+        _log_changes(changes)
         return changes
 
     def bindings(self, key: Key) -> tuple[Binding, ...]:
@@ -138,8 +140,9 @@ class Reconciler:
         before = self.snapshot.workloads.pop(key, None)
         if (workload := read_workload(container, endpoint)) is not None:
             self.snapshot.workloads[key] = workload
-            for problem in workload.problems if before is None else ():
-                log.warning("refused %s: %s", key, problem)
+            if before is None or before.problems != workload.problems:
+                for problem in workload.problems:
+                    log.warning("refused %s: %s", key, problem)
 
     async def _endpoint(self, container: Container, task: Task) -> Endpoint | None:
         """Read where a task is reached. A pid is believed only if the task still has it after the reading."""
@@ -156,7 +159,7 @@ class Reconciler:
         return Endpoint(ipv4=ipv4, ipv6=ipv6, interface=towards)
 
     def _judge(self, keys: Iterable[Key]) -> list[Change]:
-        """Put what was read into the ledger; gives and logs what changed."""
+        """Put what was read into the ledger; gives what changed."""
         ledger = self.ledger
         assert ledger is not None  # noqa: S101 - made by the first resync
         for key in keys:
@@ -167,17 +170,14 @@ class Reconciler:
                 ledger.remove(key)
             else:
                 ledger.put(workload)
-        changes = ledger.settle()
-        for change in changes:
-            _log_change(change)
-        return changes
+        return ledger.settle()
 
     def table(self) -> Table:
         """Give the whole table as it should be, as of the last pass."""
         return ruleset.build(self._bindings(), self._links(), mark=self.settings.config.mark)
 
     def _bindings(self) -> list[Binding]:
-        return [b for key in self.ledger.keys() for b in self.ledger.bindings(key)] if self.ledger else []
+        return [b for key in self.ledger.owners() for b in self.ledger.bindings(key)] if self.ledger else []
 
     def _links(self) -> Links:
         workloads = (*self.snapshot.workloads.values(), *self.reserved.values())
@@ -187,7 +187,7 @@ class Reconciler:
         )
 
     def _set_up_host(self, links: Links) -> None:
-        """Settings of the kernel that mappings need; what cannot be set is said and does not stop the pass."""
+        """Set what mappings need of the kernel; what cannot be set is said and does not stop the pass."""
         state = self.settings.state
         try:
             if links.endpoints or links.bridges:
@@ -219,16 +219,22 @@ class Reconciler:
                     transaction.add(name, new)
         return transaction
 
-    async def _commit(self, transaction: Transaction) -> None:
+    async def _commit(self, transaction: Transaction | None) -> None:
         if not transaction:
             return
         try:
             await asyncio.to_thread(self._nft.apply, transaction.render())
         except KernelError as error:
             log.warning("a change did not apply, replacing the table: %s", error.message)
-            table = self.table()
-            self._elements = table.elements
-            await asyncio.to_thread(self._nft.apply, table.rebuild())
+            await self._rebuild(self.table())
+
+    async def _rebuild(self, table: Table) -> None:
+        """Replace the whole table in one transaction, and keep what the kernel then lists of it."""
+        self._elements = table.elements
+        await asyncio.to_thread(self._nft.apply, table.rebuild())
+        listing = await asyncio.to_thread(self._nft.listing, elements=False)
+        if listing is not None:
+            record.write(self.settings.state, table, listing)
 
 
 def _is_auto_remove(container: Container) -> bool:
@@ -240,17 +246,15 @@ def _incumbents(listing: Listing | None) -> dict[Incumbent, int]:
     return dict(ruleset.incumbents(listing.elements)) if listing else {}
 
 
-def _log_change(change: Change) -> None:
-    """One line a mapping: what it was, what became of it, and why."""
-    old, new = change
-    if old is not None and old.state is State.ACTIVE:
-        log.info("unpublished %s", _mapping_text(old))
-    if new is None:
-        return
-    if new.state is State.ACTIVE:
-        log.info("published %s", _mapping_text(new))
-    else:
-        log.warning("%s %s: %s: %s", new.state, new.owner, new.mapping, new.reason)
+def _log_changes(changes: Iterable[Change]) -> None:
+    """One line a mapping, once the kernel has it: what it was, what became of it, and why."""
+    for old, new in changes:
+        if old is not None and old.state is State.ACTIVE:
+            log.info("unpublished %s", _mapping_text(old))
+        if new is not None and new.state is State.ACTIVE:
+            log.info("published %s", _mapping_text(new))
+        elif new is not None:
+            log.warning("%s %s: %s: %s", new.state, new.owner, new.mapping, new.reason)
 
 
 def _mapping_text(binding: Binding) -> str:

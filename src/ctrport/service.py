@@ -15,7 +15,7 @@ from ctrport.errors import ConflictError, CtrportError
 from ctrport.model import ports
 from ctrport.model.bindings import State
 from ctrport.model.workload import Endpoint, Key, Workload
-from ctrport.network import attach, leases
+from ctrport.network import attach
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,6 +61,8 @@ class Service:
         keys = [Key(*c) for c in containers]
         async with self._turn:
             await self._reconciler.refresh(keys)
+            for key in keys:
+                await self._detach_if_gone(key)
             await self._remove_exited()
         return {"containers": [self._container(key) for key in keys]}
 
@@ -75,10 +77,11 @@ class Service:
         if errors:
             raise errors[0]
         async with self._turn:
-            if key in self._reconciler.reserved or leases.of_container(self._settings.root, key):
-                raise ConflictError(
-                    f"{key} is being created, or has an address already", hint=f"ctrport rm {key.id}"
-                )
+            if self._reconciler.ledger is None:
+                await self._reconciler.resync()  # and so fail before anything is made where the kernel cannot
+            if key in self._reconciler.reserved or key in self._reconciler.snapshot.known:
+                raise ConflictError(f"a container named {key.id} exists already, or is being created")
+            await asyncio.to_thread(attach.detach, self._settings.root, key)  # what another of that name left
             wanted = IPv4Address(ip) if ip else None
             attachment = await asyncio.to_thread(attach.attach, self._settings, key, network, wanted)
             self._reconciler.reserved[key] = Workload(
@@ -121,7 +124,11 @@ class Service:
     async def _release(self, key: Key) -> None:
         self._reconciler.reserved.pop(key, None)
         await self._reconciler.refresh([key])
-        if key not in self._reconciler.snapshot.known:
+        await self._detach_if_gone(key)
+
+    async def _detach_if_gone(self, key: Key) -> None:
+        """Take a container that does not exist off its network."""
+        if key not in self._reconciler.snapshot.known and key not in self._reconciler.reserved:
             await asyncio.to_thread(attach.detach, self._settings.root, key)
 
     async def _remove_exited(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ctrport import control
 from ctrport.containerd.client import Client
 from ctrport.containerd.events import Marker, Watch
-from ctrport.errors import ConflictError, CtrportError
+from ctrport.errors import ConflictError, CtrportError, HostError
 from ctrport.firewall.nft import LibNft
 from ctrport.host import lock
 from ctrport.host.notify import notify
@@ -69,6 +69,8 @@ async def run(settings: Settings) -> None:
         nft = LibNft()
         async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
             await _watch(settings, client, Service(client, Reconciler(settings, client, nft)))
+    except* CtrportError as failures:
+        raise failures.exceptions[0] from None
     finally:
         lock.release(held)
 
@@ -123,6 +125,8 @@ async def _reconcile(settings: Settings, service: Service, doubt: Doubt) -> None
                 else:
                     await service.converge([list(key) for key in keys])
             except CtrportError as error:
+                if server is None and isinstance(error, HostError):
+                    raise  # this host lacks what no further try will bring: say so now, not by a start that hangs
                 log.error("a pass failed, next try in %.1f s: %s", pause, error.message)  # noqa: TRY400
                 doubt.raise_all()
                 await asyncio.sleep(pause)

@@ -9,12 +9,15 @@ from ctrport.errors import CtrportError
 
 def main() -> None:
     """Run the program. Exit codes: 0 done, 1 failed or not found, 2 bad usage; `run` has Docker's."""
-    from ctrport.cli.app import app  # noqa: PLC0415 - errors of loading are told like others
-    from ctrport.cli.output import print_error  # noqa: PLC0415
-
     try:
+        from ctrport.cli.app import app  # noqa: PLC0415 - errors of loading are told like others
+
         app(prog_name="ctrport")
+    except KeyboardInterrupt:
+        sys.exit(130)  # 128 + SIGINT
     except CtrportError as error:
+        from ctrport.cli.output import print_error  # noqa: PLC0415
+
         print_error(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `ctrport ps | head`

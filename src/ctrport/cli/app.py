@@ -50,10 +50,11 @@ def options(
         str, typer.Option("--namespace", "-n", envvar="CONTAINERD_NAMESPACE", help="containerd's namespace.")
     ] = configuration.DEFAULT_NAMESPACE,
     root: Annotated[
-        Path, typer.Option("--root", help="Networks, leases and containers' files.")
+        Path, typer.Option("--root", envvar="CTRPORT_ROOT", help="Networks, leases and containers' files.")
     ] = configuration.DEFAULT_ROOT,
     state: Annotated[
-        Path, typer.Option("--state", help="Lock, control socket and what a reboot may forget.")
+        Path,
+        typer.Option("--state", envvar="CTRPORT_STATE", help="Lock, control socket, what a reboot may forget."),
     ] = configuration.DEFAULT_STATE,
     config: Annotated[
         Path | None,
@@ -64,7 +65,7 @@ def options(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show every ctr command and nft script, to be pasted.")
     ] = False,
-    version: Annotated[
+    _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:

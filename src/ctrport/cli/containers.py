@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctrport.cli.maintenance import UNWATCHED, FormatOption
-from ctrport.cli.output import Format, print_json, print_lines, print_table, warn
+from ctrport.cli.maintenance import FormatOption
+from ctrport.cli.output import Format, print_json, print_lines, print_table
 from ctrport.errors import NotFoundError
 from ctrport.model.ports import parse_port_argument
 from ctrport.model.workload import Key
@@ -90,7 +90,7 @@ def stop(
 
     async def work(client: Client, link: Writer, key: Key) -> None:
         record = await client.container(key)
-        await lifecycle.stop(client, record, timeout=timeout)
+        await lifecycle.stop(client, record, patience=timeout)
         if record.annotations.get(AUTO_REMOVE) == "true":
             await lifecycle.remove(client, key, force=True)
             await link.call("release", container=list(key))
@@ -135,8 +135,6 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
                 except CtrportError as error:
                     failed = True
                     print_error(error)
-            if not link.watched:
-                warn(UNWATCHED)
         return failed
 
     if asyncio.run(everyone()):

@@ -83,4 +83,4 @@ def flush(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
     if format_ is Format.JSON:
         print_json(removed=removed)
     else:
-        print_lines([f"removed {line}" for line in removed] or ["nothing of ctrport was there"])
+        print_lines(removed or ["nothing of ctrport was there"])

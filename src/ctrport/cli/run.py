@@ -43,7 +43,7 @@ def run(
     volume: Annotated[Texts, typer.Option("--volume", "-v", metavar="SOURCE:TARGET[:ro]")] = None,
     mount: Annotated[Texts, typer.Option("--mount", metavar="type=bind,source=…,target=…[,readonly]")] = None,
     workdir: Annotated[str | None, typer.Option("--workdir", "-w")] = None,
-    user: Annotated[str | None, typer.Option("--user", "-u", metavar="UID[:GID]")] = None,
+    user: Annotated[str | None, typer.Option("--user", "-u", metavar="USER[:GROUP]")] = None,
     entrypoint: Annotated[str | None, typer.Option("--entrypoint", help="Replace the image's entry point.")] = None,
     network: Annotated[
         str,

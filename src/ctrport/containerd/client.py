@@ -22,6 +22,7 @@ from ctrport.errors import ContainerdError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from ctrport.model.workload import Container, Key, Task
 
@@ -126,6 +127,18 @@ class Client:
         request = api.DeleteContainerRequest(id=key.id)
         with suppress(NotFoundError):
             await self.rpc.unary(methods.DELETE_CONTAINER, request, what, namespace=key.namespace)
+
+    async def root_directories(self, key: Key) -> list[Path]:
+        """Give the directories of this host that make up a container's root filesystem, the topmost first.
+
+        Empty when its snapshotter gives none (a block device).
+        """
+        record = await self._record(key)
+        request = api.SnapshotMountsRequest(snapshotter=record.snapshotter, key=record.snapshot_key)
+        answer = await self.rpc.unary(
+            methods.SNAPSHOT_MOUNTS, request, f"find the root filesystem of {key}", namespace=key.namespace
+        )
+        return [path for mount in answer.mounts for path in decode.mount_directories(mount)]
 
     # --- tasks ---
 

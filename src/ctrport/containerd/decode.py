@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import DecodeError
@@ -134,6 +135,15 @@ def network_namespace(spec: dict[str, Any] | None) -> tuple[str | None, bool]:
             path = entry.get("path")
             return (path if isinstance(path, str) and path else None), False
     return None, True
+
+
+def mount_directories(mount: api.Mount) -> list[Path]:
+    """Give the directories behind an overlay or bind mount, the topmost first (mount(8), overlay options)."""
+    if mount.type == "bind":
+        return [Path(mount.source)]
+    options = dict(option.partition("=")[::2] for option in mount.options)
+    upper, lower = options.get("upperdir", ""), options.get("lowerdir", "")
+    return [Path(text) for text in (upper, *lower.split(":")) if text]
 
 
 def event(envelope: ev.Envelope) -> Event | None:

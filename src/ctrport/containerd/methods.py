@@ -67,6 +67,9 @@ GET_IMAGE: Final = Method(f"{_S}.images.v1.Images/Get", api.GetImageRequest, api
 READ_CONTENT: Final = Method(
     f"{_S}.content.v1.Content/Read", api.ReadContentRequest, api.ReadContentResponse, stream=True
 )
+SNAPSHOT_MOUNTS: Final = Method(
+    f"{_S}.snapshots.v1.Snapshots/Mounts", api.SnapshotMountsRequest, api.SnapshotMountsResponse
+)
 REMOVE_SNAPSHOT: Final = Method(f"{_S}.snapshots.v1.Snapshots/Remove", api.RemoveSnapshotRequest, Empty)
 
 SUBSCRIBE: Final = Method(f"{_S}.events.v1.Events/Subscribe", ev.SubscribeRequest, ev.Envelope, stream=True)
@@ -76,6 +79,6 @@ METHODS: Final[tuple[Method[Any, Any], ...]] = (
     GET_CONTAINER, LIST_CONTAINERS, UPDATE_CONTAINER, DELETE_CONTAINER,
     GET_TASK, LIST_TASKS, KILL_TASK, DELETE_TASK,
     LIST_NAMESPACES, VERSION,
-    GET_IMAGE, READ_CONTENT, REMOVE_SNAPSHOT,
+    GET_IMAGE, READ_CONTENT, SNAPSHOT_MOUNTS, REMOVE_SNAPSHOT,
     SUBSCRIBE, PUBLISH,
 )  # fmt: skip

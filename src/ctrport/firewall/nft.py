@@ -7,20 +7,19 @@ on sets that a newer one made in somebody else's table (kubernetes#136786).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ctrport.errors import HostError, KernelError
 from ctrport.firewall.ruleset import ADDRESS, SETS, TABLE
 from ctrport.firewall.table import Element, Listing
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 log = logging.getLogger(__name__)
 MISSING = "No such file or directory"  # libnftables' words for ENOENT
+PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp"}  # nft prints numbers where /etc/protocols is missing
 TYPES = {s.name: (s.key_type.split(" . "), s.value_type.split(" . ")) for s in SETS}
 
 
@@ -30,11 +29,8 @@ class Nft(Protocol):
     def apply(self, script: str) -> None:
         """Run a script as one transaction; KernelError when it is refused, and then nothing has changed."""
 
-    def listing(self) -> Listing | None:
-        """Give our table as the kernel holds it; None when there is none."""
-
-    def holds(self, name: str, keys: Iterable[str]) -> bool:
-        """Whether one of our sets or maps has all of these elements."""
+    def listing(self, *, elements: bool = True) -> Listing | None:
+        """Give our table as the kernel holds it, if need be without elements; None when there is none."""
 
 
 class LibNft:
@@ -63,21 +59,15 @@ class LibNft:
         if code != 0:
             raise _error("change the table", error)
 
-    def listing(self) -> Listing | None:
+    def listing(self, *, elements: bool = True) -> Listing | None:
         self._lib.set_json_output(True)
+        self._lib.set_terse_output(not elements)
         code, output, error = self._lib.cmd(f"list table {ADDRESS}")
         if code != 0:
             if MISSING in error:
                 return None
             raise _error("list the table", error)
         return read_listing(json.loads(output))
-
-    def holds(self, name: str, keys: Iterable[str]) -> bool:
-        self._lib.set_json_output(False)
-        code, _, error = self._lib.cmd(f"get element {ADDRESS} {name} {{ {', '.join(keys)} }}")
-        if code != 0 and MISSING not in error:
-            raise _error(f"look into {name}", error)
-        return bool(code == 0)
 
 
 def read_listing(document: dict[str, Any]) -> Listing:
@@ -99,7 +89,23 @@ def read_listing(document: dict[str, Any]) -> Listing:
             elements[found["name"]] = {
                 element.key: element for element in (_element(found["name"], raw) for raw in found.get("elem", ()))
             }
-    return Listing(chains={name: tuple(rules) for name, rules in chains.items()}, elements=elements)
+    return Listing(
+        chains={name: tuple(rules) for name, rules in chains.items()},
+        elements=elements,
+        fingerprint=_fingerprint(document["nftables"]),
+    )
+
+
+def _fingerprint(items: list[dict[str, Any]]) -> str:
+    """Give a digest of chains and rules without what changes by itself: handles and counts."""
+
+    def still(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: None if k == "counter" else still(v) for k, v in value.items() if k != "handle"}
+        return [still(v) for v in value] if isinstance(value, list) else value
+
+    rules = [still(item) for item in items if "chain" in item or "rule" in item]
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
 def _element(name: str, raw: Any) -> Element:
@@ -124,7 +130,7 @@ def _spelled(text: str, kind: str) -> str:
         return f'"{text}"'
     if kind == "ipv6_addr":
         return str(IPv6Address(text))  # the C library writes ::ffff:192.0.2.1 where Python does not
-    return text
+    return PROTOCOLS.get(text, text) if kind == "inet_proto" else text
 
 
 def _error(what: str, text: str) -> KernelError | HostError:

@@ -238,6 +238,8 @@ def _chains(mark: int) -> tuple[Chain, ...]:
             name="return_path",
             rules=(
                 Rule(f"iifname . oifname @{SAME_LINK} masquerade", "from a container to itself or a sibling"),
+                # With br_netfilter such a packet is bridged, and postrouting is not told where it came from.
+                Rule("meta iif 0 masquerade", "from a container to itself or a sibling, bridged"),
                 Rule("fib saddr type local masquerade", "from the host itself"),
             ),
         ),

@@ -6,6 +6,7 @@ A rule is compared by its comment alone: what nft prints of a rule differs betwe
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -106,6 +107,10 @@ class Table:
         """
         return f"add table {self.address}\ndelete table {self.address}\n{self.declaration()}"
 
+    def digest(self) -> str:
+        """Give a digest of the rules, which changes with every word of them."""
+        return hashlib.sha256("\n".join(c.render() for c in self.chains).encode()).hexdigest()
+
     def listing(self) -> Listing:
         """Give what the kernel should list when it holds this table."""
         return Listing(
@@ -116,10 +121,15 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What can be compared of a table: rules by their comments in order, elements in full."""
+    """What can be compared of a table: rules by their comments in order, elements in full.
+
+    `fingerprint` stands for the rules as this kernel and this libnftables list them: of use only beside another
+    one of the same origin, and therefore no part of equality.
+    """
 
     chains: dict[str, tuple[str, ...]]
     elements: Elements
+    fingerprint: str = field(default="", compare=False)
 
 
 @dataclass(slots=True)
@@ -144,7 +154,7 @@ class Transaction:
             self.added.setdefault(name, {})[element.key] = element
 
     def render(self) -> str:
-        """Deletions first: a key may change its value only so."""
+        """Give the script, deletions first: a key may change its value only so."""
         lines = [
             f"delete element {self.table} {name} {{ {', '.join(e.key for e in elements.values())} }}"
             for name, elements in self.deleted.items()

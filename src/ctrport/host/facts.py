@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def process_of(inode: int) -> str:
             continue
         try:
             for descriptor in (entry / "fd").iterdir():
-                if os.readlink(descriptor) == wanted:
+                if str(descriptor.readlink()) == wanted:
                     return f"{(entry / 'comm').read_text('utf-8', 'replace').strip()} (pid {entry.name})"
         except OSError:  # gone, or not ours to see
             continue

@@ -1,4 +1,4 @@
-"""Locks in the state directory: one writer of rules, one giver of addresses.
+"""The lock in the state directory: one writer of rules and giver of addresses.
 
 flock is released by the kernel when its holder dies, however it dies.
 """
@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ctrport.errors import ConflictError, HostError
+from ctrport.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 WRITER = "lock"  # who holds it writes nftables rules
-ALLOCATION = "allocation.lock"  # who holds it gives out addresses and creates containers
-POLL = 0.01  # seconds
+POLL = 0.01  # seconds between attempts of who waits for it
 
 
 def prepare(state: Path) -> None:
@@ -43,23 +39,6 @@ def try_acquire(state: Path, name: str) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-@contextmanager
-def held(state: Path, name: str, *, timeout: float = 30.0) -> Iterator[None]:
-    """Hold a lock for a block. ConflictError when it is not to be had within the time, in seconds."""
-    deadline = time.monotonic() + timeout
-    while (descriptor := try_acquire(state, name)) is None:
-        if time.monotonic() > deadline:
-            raise ConflictError(
-                f"{state / name} has been held by another process for {timeout:.0f} s",
-                hint=f"find it with: fuser -v {state / name}",
-            )
-        time.sleep(POLL)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def release(descriptor: int) -> None:

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 from ctrport.errors import HostError
+from ctrport.network import proc
 
 log = logging.getLogger(__name__)
 PROC = Path("/proc/sys")
@@ -50,15 +51,16 @@ def ensure(state: Path, name: str, value: str, *, why: str) -> bool:
 def ensure_forwarding(state: Path, *, ipv6: bool) -> None:
     """Let this host route: without it a published port times out in silence.
 
-    An interface that takes its address from router advertisements (accept_ra=1) would stop doing so as a router;
-    2 makes it go on (Documentation/networking/ip-sysctl.rst).
+    An uplink that takes its routes from router advertisements (accept_ra=1) would stop doing so as a router; 2
+    makes it go on (Documentation/networking/ip-sysctl.rst). Interfaces that have learned nothing so far are left
+    alone: towards containers, listening to advertisements is a hole (CVE-2020-13401).
     """
     ensure(state, IP_FORWARD, "1", why="published ports are forwarded")
     if not ipv6 or read(IP6_FORWARDING) == "1":
         return
-    for path in sorted((PROC / "net/ipv6/conf").glob("*/accept_ra")):
-        if path.read_text("ascii").strip() == "1" and path.parent.name not in ("all", "default"):
-            name = str(path.relative_to(PROC))
+    for interface in sorted(proc.advertised_interfaces()):
+        name = f"net/ipv6/conf/{interface}/accept_ra"
+        if read(name) == "1":
             ensure(state, name, "2", why="keep taking router advertisements while forwarding")
     ensure(state, IP6_FORWARDING, "1", why="published ports are forwarded over IPv6")
 
@@ -76,7 +78,7 @@ def restore(state: Path) -> list[str]:
         now = read(name)
         if now is not None and now != value:
             (PROC / name).write_text(value, "ascii")
-            done.append(f"sysctl {name.replace('/', '.')} {now} -> {value}")
+            done.append(f"put back {name.replace('/', '.')} from {now} to {value}")
     path.unlink(missing_ok=True)
     return done
 

@@ -13,6 +13,7 @@ changed as pairs of bindings.
 from __future__ import annotations
 
 import bisect
+import itertools
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ class _Request:
         return tuple(f for f, address in ((4, self.ipv4), (6, self.ipv6)) if address is not None)
 
     def overlaps(self, address: IPAddress | None, families: Iterable[int]) -> bool:
-        """A wildcard takes every address of its families; IPv4 and IPv6 are separate."""
+        """Say whether both want one socket: a wildcard takes all addresses of its families."""
         mine = self.mapping.host_ip
         same_address = is_wildcard(mine) or is_wildcard(address) or mine == address
         return same_address and any(f in families for f in self.families)
@@ -96,13 +97,15 @@ class Ledger:
         new: dict[object, _Request] = {}
         for mapping in workload.requests if workload.endpoint else ():
             request = _request(workload, mapping)
-            identity: object = (mapping, request.created_at, request.ipv4, request.ipv6)
+            identity: object = (mapping, request.ipv4, request.ipv6)
             new[identity] = old.get(identity) or request
         for identity, request in old.items():
             if identity not in new:
                 self._leave(request)
         self._requests[workload.key] = new
         for identity, request in new.items():
+            if request.created_at != workload.created_at:  # a reservation has become a container
+                self._rank(request, workload.created_at)
             if identity not in old:
                 if request.floating:
                     request.port = self._former_port(request)
@@ -114,12 +117,12 @@ class Ledger:
             self._leave(request)
         self._last_ports.pop(key, None)
 
-    def keys(self) -> tuple[Key, ...]:
+    def owners(self) -> tuple[Key, ...]:
         """Give the containers that `put` has named and `remove` has not."""
         return tuple(self._requests)
 
     def bindings(self, key: Key) -> tuple[Binding, ...]:
-        """A container's bindings in the order of its requests, as of the last `settle`."""
+        """Give a container's bindings in the order of its requests, as of the last `settle`."""
         return tuple(r.binding for r in self._requests.get(key, {}).values() if r.binding)
 
     def settle(self) -> list[Change]:
@@ -146,6 +149,13 @@ class Ledger:
         name = (request.mapping.protocol, request.port)
         bisect.insort(self._buckets.setdefault(name, []), request, key=lambda r: r.rank)
         self._dirty[name] = None
+
+    def _rank(self, request: _Request, created_at: int) -> None:
+        request.created_at = created_at
+        if request.port is not None:
+            name = (request.mapping.protocol, request.port)
+            self._buckets[name].sort(key=lambda r: r.rank)
+            self._dirty[name] = None
 
     def _leave(self, request: _Request) -> None:
         if request.port is None:
@@ -191,8 +201,9 @@ class Ledger:
             self._leave_open(group, State.REFUSED, refusal)
             return
         pool = group[0].mapping.host_port_pool
-        low, high = pool or (self._lowest_automatic, self._host.automatic[1])
-        for port in range(low, high + 1):
+        low, high = pool or self._host.automatic
+        start = low if pool else self._lowest_automatic  # what lies below may be free for other protocols, families
+        for port in itertools.chain(range(start, high + 1), range(low, start)):
             if pool is None and port in self._host.reserved:
                 continue
             if any(self._holder(r, port, self._bucket(r, port)) for r in group):
@@ -200,7 +211,7 @@ class Ledger:
             for request in group:
                 request.port = port
                 self._enter(request)
-            if pool is None and port == low and is_wildcard(group[0].mapping.host_ip):
+            if pool is None and port == self._lowest_automatic and is_wildcard(group[0].mapping.host_ip):
                 self._lowest_automatic = port + 1
             return
         self._leave_open(group, State.WAITING, ALL_ALLOCATED)

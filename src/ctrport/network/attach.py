@@ -44,7 +44,9 @@ def attach(settings: Settings, container: Key, name: str, wanted: IPv4Address | 
     network = networks.load_or_create_default(root) if name == networks.DEFAULT else networks.load(root, name)
     namespace = f"ctrport-{container.id[:60]}-{secrets.token_hex(4)}"
     with ExitStack() as undo:
-        lease = leases.take(root, network, container, namespace, settings.address, wanted)
+        files.make_directory(root, container)
+        undo.callback(files.remove, files.directory(root, container))
+        lease = leases.take(root, network, container, netns=namespace, containerd=settings.address, wanted=wanted)
         undo.callback(leases.drop, root, lease)
         undo.callback(links.remove_container, namespace)
         connect(settings.state, network, lease)
@@ -66,13 +68,15 @@ def connect(state: Path, network: Network, lease: leases.Lease) -> None:
 
 
 def detach(root: Path, container: Key) -> None:
-    """Take back all that a container had: veth pair, namespace, files, address. Twice is the same as once."""
-    lease = leases.of_container(root, container)
-    if lease is not None:
-        links.remove_container(lease.netns)
-    files.remove(files.directory(root, container))
-    if lease is not None:
-        leases.drop(root, lease)
+    """Take back all that a container had: veth pair, namespace, address, files. Twice is the same as once.
+
+    A container that never was on a network of ours has no directory, and costs no look through the leases.
+    """
+    if files.directory(root, container).exists():
+        lease = leases.of_container(root, container)
+        if lease is not None:
+            _take_back(root, lease)
+        files.remove(files.directory(root, container))
 
 
 def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) -> None:
@@ -87,10 +91,16 @@ def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) ->
             continue
         if lease.container not in known and lease.container not in kept:
             log.info("removing what is left of %s: %s, namespace %s", lease.container, lease.ipv4, lease.netns)
-            detach(settings.root, lease.container)
+            _take_back(settings.root, lease)
+            files.remove(files.directory(settings.root, lease.container))
             continue
         network = networks.load(settings.root, lease.network)
         there = {network.bridge, links.host_interface(lease.netns)} <= interfaces
         if not there or not netns.is_mounted(netns.DIRECTORY / lease.netns):
             log.info("connecting %s to network %s again: %s", lease.container, network.name, lease.ipv4)
             connect(settings.state, network, lease)
+
+
+def _take_back(root: Path, lease: leases.Lease) -> None:
+    links.remove_container(lease.netns)
+    leases.drop(root, lease)

@@ -23,6 +23,13 @@ def directory(root: Path, container: Key) -> Path:
     return root / "containers" / container.namespace / container.id
 
 
+def make_directory(root: Path, container: Key) -> Path:
+    """Make a container's directory for root alone: what the container prints is in there."""
+    where = directory(root, container)
+    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return where
+
+
 def write(
     where: Path,
     *,

@@ -1,14 +1,15 @@
 """Who has which address: one file a lease, named by the IPv4 address.
 
-A lease outlives a crash of whoever took it, and its file comes into being whole or not at all, so that none can
-be taken twice. It names its container and everything made for it, so that what a crash leaves behind can be found and
-taken away. Whoever changes leases holds the allocation lock.
+A lease outlives a crash of whoever took it, and its file comes into being whole or not at all, so that none
+can be taken twice. It names its container and everything made for it, so that what a crash leaves behind can be
+found and taken away. Whoever changes leases holds the writer's lock.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ def take(
     root: Path,
     network: Network,
     container: Key,
+    *,
     netns: str,
     containerd: str,
     wanted: IPv4Address | None = None,
@@ -48,7 +50,8 @@ def take(
     InputError for an address that the network does not have, ConflictError when it or the subnet is taken.
     """
     if wanted is not None:
-        return _take_exactly(root, network, container, netns, containerd, wanted)
+        lease = Lease(network=network.name, ipv4=wanted, container=container, netns=netns, containerd=containerd)
+        return _take_exactly(root, network, lease)
     directory = path_of(root, network.name) / "leases"
     directory.mkdir(parents=True, exist_ok=True)
     first, size = int(network.ipv4.network_address), network.ipv4.num_addresses
@@ -58,13 +61,16 @@ def take(
         last = int(IPv4Address(last_file.read_text("ascii").strip())) - first
     except (FileNotFoundError, ValueError):
         last = 1
-    for step in range(1, size):
+    for step in range(1, size + 1):  # the last one given comes last
         offset = (last + step) % size
         address = IPv4Address(first + offset)
         if offset in (0, 1, size - 1) or str(address) in taken:  # network, gateway, broadcast
             continue
         lease = Lease(network=network.name, ipv4=address, container=container, netns=netns, containerd=containerd)
-        put(root, lease)
+        try:
+            put(root, lease)
+        except FileExistsError:  # taken since the directory was read
+            continue
         last_file.write_text(f"{address}\n", "ascii")
         return lease
     raise ConflictError(
@@ -73,18 +79,15 @@ def take(
     )
 
 
-def _take_exactly(
-    root: Path, network: Network, container: Key, netns: str, containerd: str, wanted: IPv4Address
-) -> Lease:
+def _take_exactly(root: Path, network: Network, lease: Lease) -> Lease:
     unusable = (network.ipv4.network_address, network.gateway4, network.ipv4.broadcast_address)
-    if wanted not in network.ipv4 or wanted in unusable:
-        raise InputError(f"{wanted} is not a container address of network {network.name} ({network.ipv4})")
-    lease = Lease(network=network.name, ipv4=wanted, container=container, netns=netns, containerd=containerd)
+    if lease.ipv4 not in network.ipv4 or lease.ipv4 in unusable:
+        raise InputError(f"{lease.ipv4} is not a container address of network {network.name} ({network.ipv4})")
     try:
         put(root, lease)
     except FileExistsError:
-        holder = next((str(other.container) for other in every(root) if other.ipv4 == wanted), "another container")
-        raise ConflictError(f"address {wanted} is held by {holder}") from None
+        holder = next((str(x.container) for x in every(root) if x.ipv4 == lease.ipv4), "another container")
+        raise ConflictError(f"address {lease.ipv4} is held by {holder}") from None
     return lease
 
 
@@ -93,7 +96,7 @@ def put(root: Path, lease: Lease) -> None:
     path = path_of(root, lease.network) / "leases" / str(lease.ipv4)
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = {**asdict(lease), "ipv4": str(lease.ipv4), "container": list(lease.container)}
-    draft = path.parent.parent / f".lease.{os.getpid()}"
+    draft = path.parent.parent / f".lease.{secrets.token_hex(8)}"
     draft.write_text(json.dumps(raw) + "\n", "utf-8")
     try:
         os.link(draft, path)  # whole or not at all, and never over somebody else's

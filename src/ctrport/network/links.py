@@ -41,6 +41,7 @@ def ensure_bridge(network: Network) -> None:
                     mtu=_uplink_mtu(ip),
                 )
             found = ip.link_lookup(ifname=network.bridge)
+        _refuse_advertisements(network.bridge)
         _add_address(ip, found[0], network.gateway4, network.ipv4.prefixlen)
         if network.ipv6 and network.gateway6:
             _add_address(ip, found[0], network.gateway6, network.ipv6.prefixlen)
@@ -79,7 +80,10 @@ def ensure_container(network: Network, namespace: str, ipv4: IPv4Address) -> Non
                 ip.link("add", ifname=outer, kind="veth", mtu=mtu, peer=inner)
             finally:
                 os.close(descriptor)
-        ip.link("set", index=ip.link_lookup(ifname=outer)[0], master=bridge, state="up")
+        index = ip.link_lookup(ifname=outer)[0]
+        ip.link("set", index=index, master=bridge, state="up")
+        # With br_netfilter a container that calls its own published port is bridged back to where it came from.
+        ip.brport("set", index=index, mode=1)  # IFLA_BRPORT_MODE, "hairpin"
     netns.inside(path, lambda: _configure(network, ipv4))
 
 
@@ -123,6 +127,13 @@ def _add_address(ip: Any, index: int, address: IPv4Address | IPv6Address, prefix
     flags = {"flags": NODAD} if address.version == 6 else {}  # noqa: PLR2004 - an IP version
     with _existing_is_fine():
         ip.addr("add", index=index, address=str(address), prefixlen=prefix, **flags)
+
+
+def _refuse_advertisements(bridge: str) -> None:
+    """Keep containers from giving this host routes by router advertisements (CVE-2020-13401)."""
+    path = Path(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra")
+    if path.exists():
+        path.write_text("0", "ascii")
 
 
 def _uplink_mtu(ip: Any) -> int:

@@ -75,7 +75,7 @@ def load_all(root: Path) -> list[Network]:
 
 
 def load_or_create_default(root: Path) -> Network:
-    """Give the default network; on first use choose its subnets. Call it under the allocation lock."""
+    """Give the default network; on first use choose its subnets. Call it with the writer's lock held."""
     try:
         return load(root, DEFAULT)
     except NotFoundError:
@@ -83,7 +83,7 @@ def load_or_create_default(root: Path) -> Network:
             name=DEFAULT,
             bridge=DEFAULT_BRIDGE,
             ipv4=choose_subnet(r.network for r in proc.read().routes),
-            ipv6=unique_local() if Path("/proc/sys/net/ipv6").exists() else None,
+            ipv6=unique_local() if _has_ipv6() else None,
         )
         save(root, network)
         return network
@@ -109,6 +109,14 @@ def choose_subnet(taken: Iterable[IPv4Network | IPv6Network]) -> IPv4Network:
         f"no free subnet for containers: this host's routes overlap all of {CANDIDATES[0].supernet(new_prefix=12)}",
         hint="ip route shows them; write networks/default/network.json under the root directory with a free subnet",
     )
+
+
+def _has_ipv6() -> bool:
+    """Say whether a new interface of this host can have IPv6 addresses: else the kernel answers EACCES."""
+    try:
+        return Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").read_text("ascii").strip() == "0"
+    except FileNotFoundError:
+        return False
 
 
 def unique_local() -> IPv6Network:

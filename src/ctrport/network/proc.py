@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 UNUSABLE = 0x40 | 0x08 | 0x20 | 0x01
 GLOBAL_SCOPE = 0x00
 ROUTE_UP, ROUTE_REJECT = 0x0001, 0x0200  # include/uapi/linux/route.h
+ROUTE_ADVERTISED = 0x00040000  # RTF_ADDRCONF, include/uapi/linux/ipv6_route.h
 
 
 class Route(NamedTuple):
@@ -82,6 +84,13 @@ def read(pid: int | str = "self") -> NetworkNamespace:
         )
     finally:
         os.close(directory)
+
+
+def advertised_interfaces() -> set[str]:
+    """Give the interfaces of this namespace that have learned a route from a router advertisement."""
+    path = Path("/proc/self/net/ipv6_route")
+    fields = [line.split() for line in path.read_text("ascii").splitlines()] if path.exists() else []
+    return {f[9] for f in fields if int(f[8], 16) & ROUTE_ADVERTISED and f[9] != "lo"}
 
 
 def ipv4_addresses(fib_trie: str) -> list[IPv4Address]:

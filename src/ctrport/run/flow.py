@@ -19,7 +19,7 @@ from ctrport.model.bindings import State
 from ctrport.model.ports import PortMapping, parse_port_argument
 from ctrport.model.workload import Key
 from ctrport.network import files
-from ctrport.run import names, process, translate
+from ctrport.run import names, process, translate, users
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
@@ -60,7 +60,7 @@ async def run(settings: Settings, client: Client, options: Options) -> Started:
     key = Key(settings.namespace, names.check_identifier("the name", name))
     await _check_free(client, key)
     async with writer(settings, client) as link, AsyncExitStack() as undo:
-        place = await _place(settings, client, link, options, key, undo)
+        place = await _place(settings, client, link, options=options, key=key, undo=undo)
         where = files.directory(settings.root, key)
         output = where / "output.log" if options.detach and not options.tty else None
         command = translate.create(
@@ -73,7 +73,7 @@ async def run(settings: Settings, client: Client, options: Options) -> Started:
         command = translate.start(settings, options, name=name, pid_file=pid_file, log=output)
         task = process.Task(command, client, key, pid_file)
         undo.push_async_callback(task.abandon)
-        await task.start(detach=options.detach, stdin=options.interactive)
+        await task.start(detach=options.detach, interactive=options.interactive, tty=options.tty)
         if options.bridged:
             _check_mapped(await link.call("release", container=list(key)))
         undo.pop_all()
@@ -128,7 +128,10 @@ async def _image(settings: Settings, client: Client, options: Options) -> str:
                 hint=f"ctr -n {settings.namespace} images pull {reference}",
             )
     await process.run(
-        translate.ctr(settings, "images", "pull", reference), f"pull image {reference}", output=sys.stderr
+        translate.ctr(settings, "images", "pull", reference),
+        f"pull image {reference}",
+        output=sys.stderr,
+        hint="check the name and the registry; an image from elsewhere comes by ctr images import FILE",
     )
     return reference
 
@@ -148,11 +151,10 @@ async def _requests(settings: Settings, client: Client, options: Options, image:
 
 
 async def _place(
-    settings: Settings, client: Client, link: Writer, options: Options, key: Key, undo: AsyncExitStack
+    settings: Settings, client: Client, link: Writer, *, options: Options, key: Key, undo: AsyncExitStack
 ) -> _Place:
     """Reserve address and ports, or find the network that is shared, and write the container's files."""
-    where = files.directory(settings.root, key)
-    where.mkdir(parents=True, exist_ok=True)
+    where = files.make_directory(settings.root, key)
     undo.callback(files.remove, where)
     if options.network == "host":
         return _Place(hostname=options.hostname)
@@ -191,12 +193,16 @@ async def _shared(settings: Settings, client: Client, other: Key, options: Optio
 
 async def _patch(client: Client, key: Key, options: Options, hostname: str | None) -> None:
     spec = await client.spec(key)
-    if translate.patch_spec(spec, options, hostname=hostname):
+    user = None
+    if options.user is not None:
+        layers = [Path(options.image)] if options.rootfs else await client.root_directories(key)
+        user = users.resolve(options.user, layers)
+    if translate.patch_spec(spec, options, hostname=hostname, user=user):
         await client.set_spec(key, spec)
 
 
 def _check_mapped(result: dict[str, Any]) -> None:
-    """A port is promised only once the kernel has it; a container that has ended already needs none."""
+    """Promise a port only once the kernel has it; a container that has ended already needs none."""
     lost = [m for m in result["mappings"] if m["state"] != State.ACTIVE]
     if lost:
         raise ConflictError("; ".join(f"container port {m['container_port']}: {m['reason']}" for m in lost[:5]))

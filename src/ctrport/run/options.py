@@ -71,8 +71,26 @@ class Options:
 
     def check(self) -> None:
         """Refuse combinations that make no sense. InputError names both sides."""
+        self._check_network()
         if self.name is not None:
             check_identifier("--name", self.name)
+        if self.pull not in PULL_POLICIES:
+            raise InputError(f"--pull {self.pull!a} is not one of {', '.join(PULL_POLICIES)}")
+        if self.user is not None and not re.fullmatch(r"[^:\s]+(:[^:\s]+)?", self.user):
+            raise InputError(f"--user {self.user!a} is not USER[:GROUP]")
+        if self.cpus is not None and not 0 < self.cpus < float("inf"):
+            raise InputError(f"--cpus {self.cpus} is not a positive number")
+        if not RESTART.fullmatch(self.restart):
+            raise InputError(
+                f"--restart {self.restart!a} is not a policy",
+                hint="no, always, unless-stopped, on-failure or on-failure:N",
+            )
+        if self.remove and self.restart != "no":
+            raise InputError(f"--rm and --restart {self.restart} contradict each other")
+        if self.restart != "no" and not self.detach:
+            raise InputError(f"--restart {self.restart} goes with -d: containerd restarts it, not this terminal")
+
+    def _check_network(self) -> None:
         if self.shared_with is not None:
             check_identifier("--network container:", self.shared_with)
         wants_ports = bool(self.publish or self.publish_all)
@@ -83,21 +101,6 @@ class Options:
             )
         if self.ip is not None and not self.bridged:
             raise InputError(f"--ip goes with a bridge network, not --network {self.network}")
-        if self.remove and self.restart != "no":
-            raise InputError(f"--rm and --restart {self.restart} contradict each other")
-        if self.restart != "no" and not self.detach:
-            raise InputError(f"--restart {self.restart} goes with -d: containerd restarts it, not this terminal")
-        if not RESTART.fullmatch(self.restart):
-            raise InputError(
-                f"--restart {self.restart!a} is not a policy",
-                hint="no, always, unless-stopped, on-failure or on-failure:N",
-            )
-        if self.pull not in PULL_POLICIES:
-            raise InputError(f"--pull {self.pull!a} is not one of {', '.join(PULL_POLICIES)}")
-        if self.user is not None and not re.fullmatch(r"[^:\s]+(:[^:\s]+)?", self.user):
-            raise InputError(f"--user {self.user!a} is not USER[:GROUP]")
-        if self.cpus is not None and self.cpus <= 0:
-            raise InputError(f"--cpus {self.cpus} is not a positive number")
 
 
 def volume(spec: str) -> str:
@@ -156,7 +159,7 @@ def mount(spec: str) -> str:
     if "dst" not in values or (values["type"] == "bind" and "src" not in values):
         raise InputError(f"--mount {spec!a}: a bind mount needs source and target")
     if values["type"] not in ("bind", "tmpfs"):
-        raise InputError(f"--mount {spec!a}: type {values['type']} is not bind or tmpfs")
+        raise InputError(f"--mount {spec!a}: type {values['type']!a} is not bind or tmpfs")
     if values["type"] == "bind" and not {"bind", "rbind"} & set(options):
         options.insert(0, "rbind")
     values.setdefault("src", values["type"])

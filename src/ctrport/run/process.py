@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, TextIO
 
 from ctrport.errors import CtrportError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 POLL = 0.005  # seconds between looks at a task that starts
-TAIL = 4096  # bytes of an error output that are kept
 # Docker's exit codes for what a container could not do, and runc's words for it.
 RUN_FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -31,9 +31,9 @@ FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 class RunError(CtrportError):
     """ctr could not do what was asked; the exit code is Docker's."""
 
-    def __init__(self, tried: str, said: str) -> None:
-        lines = [line for line in said.strip().splitlines() if line.strip()]
-        super().__init__(f"could not {tried}: {lines[-1] if lines else 'ctr gave no reason'}")
+    def __init__(self, tried: str, said: str, hint: str | None = None) -> None:
+        lines = [line.removeprefix("ctr: ") for line in said.strip().splitlines() if line.strip()]
+        super().__init__(f"could not {tried}: {lines[-1] if lines else 'ctr gave no reason'}", hint=hint)
         self.exit_code = RUN_FAILED
         if "executable file not found" in said or "no such file or directory" in said:
             self.exit_code = NOT_FOUND
@@ -41,7 +41,7 @@ class RunError(CtrportError):
             self.exit_code = NOT_EXECUTABLE
 
 
-async def run(command: Sequence[str], tried: str, *, output: TextIO | None = None) -> None:
+async def run(command: Sequence[str], tried: str, *, output: TextIO | None = None, hint: str | None = None) -> None:
     """Run a ctr command to its end. RunError with its last words when it fails."""
     log.debug("%s", shlex.join(command))
     process = await asyncio.create_subprocess_exec(
@@ -57,7 +57,7 @@ async def run(command: Sequence[str], tried: str, *, output: TextIO | None = Non
         await process.wait()
         raise
     if process.returncode != 0:
-        raise RunError(tried, said.decode("utf-8", "replace"))
+        raise RunError(tried, said.decode("utf-8", "replace"), hint)
 
 
 class Task:
@@ -70,19 +70,21 @@ class Task:
         self._pid_file = pid_file  # ctr writes it when the task is created
         self._process: asyncio.subprocess.Process | None = None
         self._relay: asyncio.Task[None] | None = None
-        self._said = bytearray()
+        self._said = bytearray()  # ctr's error output until the task runs
+        self._runs = False
 
-    async def start(self, *, detach: bool, stdin: bool) -> None:
+    async def start(self, *, detach: bool, interactive: bool, tty: bool) -> None:
         """Start the task and wait until it runs. RunError when it cannot be started."""
         tried = f"start container {self._key.id}"
         if detach:
             await run(self._command, tried)
             return
         log.debug("%s", shlex.join(self._command))
+        # Input that ends before the task runs is never closed by ctr 1.6, and a `cat` would wait for ever: so
+        # input goes through a pipe that is fed only once the task runs. A terminal has no such end.
+        source = asyncio.subprocess.PIPE if interactive else asyncio.subprocess.DEVNULL
         self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=None if stdin else asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
+            *self._command, stdin=None if tty else source, stderr=asyncio.subprocess.PIPE
         )
         loop = asyncio.get_running_loop()
         for number in FORWARDED:
@@ -90,11 +92,15 @@ class Task:
         self._relay = asyncio.create_task(self._relay_errors(self._process))
         while not await self._is_live():
             if self._process.returncode is not None:
-                if self._pid_file.exists():
-                    return  # it ran and ended between two looks
                 await self._relay
-                raise RunError(tried, self._said.decode("utf-8", "replace"))
+                if not self._pid_file.exists():
+                    raise RunError(tried, self._said.decode("utf-8", "replace"))
+                break  # it ran and ended between two looks
             await asyncio.sleep(POLL)
+        self._runs = True
+        self._write_errors(bytes(self._said))
+        if interactive and not tty:
+            _feed(self._process)
 
     async def wait(self) -> int:
         """Wait for the container's end; gives its exit code as ctr does."""
@@ -117,12 +123,18 @@ class Task:
         return task is not None and task.status.live
 
     async def _relay_errors(self, process: asyncio.subprocess.Process) -> None:
-        """Pass ctr's error output on as it comes; its beginning is kept for a failed start."""
+        """Pass ctr's error output on once the task runs: before that it is told as our own error."""
         stream = process.stderr
         while stream is not None and (chunk := await stream.read(65536)):
-            self._said += chunk[: TAIL - len(self._said)]
-            sys.stderr.buffer.write(chunk)
-            sys.stderr.buffer.flush()
+            if self._runs:
+                self._write_errors(chunk)
+            else:
+                self._said += chunk
+
+    @staticmethod
+    def _write_errors(chunk: bytes) -> None:
+        sys.stderr.buffer.write(chunk)
+        sys.stderr.buffer.flush()
 
     def _forward(self, number: signal.Signals) -> None:
         """Hand a signal on to ctr, which hands it to the container.
@@ -134,6 +146,26 @@ class Task:
             return
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
+
+
+def _feed(process: asyncio.subprocess.Process) -> None:
+    """Copy standard input to ctr's, in a thread that ends with this process: a read cannot be taken back."""
+    assert process.stdin is not None  # noqa: S101 - made with a pipe for it
+    target = os.dup(process.stdin.get_extra_info("pipe").fileno())
+    os.set_blocking(target, True)
+    process.stdin.close()
+
+    def copy() -> None:
+        try:
+            while chunk := os.read(sys.stdin.fileno(), 65536):
+                while chunk:
+                    chunk = chunk[os.write(target, chunk) :]
+        except OSError:  # the container has ended
+            return
+        finally:
+            os.close(target)
+
+    threading.Thread(target=copy, name="ctrport-stdin", daemon=True).start()
 
 
 def _in_foreground() -> bool:

@@ -1,9 +1,9 @@
 """Docker's words to ctr's: the two ctr commands of a run, and what ctr has no word for.
 
 `ctr run` is `ctr containers create` and `ctr tasks start` in one process. We run the two, which takes the same
-time (80-90 ms either way on containerd 1.6.20): between them the container's record exists and its task does
-not, so the OCI spec can be given what ctr 1.6 cannot express (entry point, user, host name), and a failure can be undone
-before any of the image's code has run.
+time (80-90 ms either way on containerd 1.6.20): between them the container's record exists and its task does not,
+so the OCI spec can be given what ctr 1.6 has no option for (entry point, user, host name), and a failure can be
+undone before any of the image's code has run.
 """
 
 from __future__ import annotations
@@ -60,23 +60,11 @@ def create(
         words += ["--label", entry]
     for entry in (*options.annotations, *_annotations(options)):
         words += ["--annotation", entry]
-    for capability in options.cap_add:
-        upper = capability.upper()
-        words += ["--cap-add", upper if upper.startswith("CAP_") else f"CAP_{upper}"]
-    if options.cpus is not None:
-        words += ["--cpu-period", str(CPU_PERIOD), "--cpu-quota", str(round(options.cpus * CPU_PERIOD))]
-    if options.memory is not None:
-        words += ["--memory-limit", str(options.memory)]
-    if options.workdir is not None:
-        words += ["--cwd", options.workdir]
-    switches = {
-        "--tty": options.tty,
-        "--privileged": options.privileged,
-        "--read-only": options.read_only,
-        "--rootfs": options.rootfs,
-    }
-    words += [switch for switch, wanted in switches.items() if wanted]
-    return ctr(settings, "containers", "create", *words, *options.ctr_args, image, name, *options.command)
+    words += _limits(options)
+    # ctr takes options after its arguments too, but for what follows `--`; and it takes `--` for a value after
+    # an option without `=` (urfave/cli 1.22, reorderArgs).
+    end = (f"--tty={str(options.tty).lower()}", "--")
+    return ctr(settings, "containers", "create", *words, *options.ctr_args, *end, image, name, *options.command)
 
 
 def start(settings: Settings, options: Options, *, name: str, pid_file: Path, log: Path | None) -> list[str]:
@@ -89,7 +77,9 @@ def start(settings: Settings, options: Options, *, name: str, pid_file: Path, lo
     return ctr(settings, "tasks", "start", *words, name)
 
 
-def patch_spec(spec: dict[str, Any], options: Options, *, hostname: str | None) -> bool:
+def patch_spec(
+    spec: dict[str, Any], options: Options, *, hostname: str | None, user: dict[str, int] | None
+) -> bool:
     """Put into an OCI spec what ctr has no option for; says whether anything changed."""
     process = spec.setdefault("process", {})
     changed = False
@@ -98,8 +88,8 @@ def patch_spec(spec: dict[str, Any], options: Options, *, hostname: str | None) 
         if not process["args"]:
             raise InputError("--entrypoint '' needs a COMMAND")
         changed = True
-    if options.user is not None:
-        process["user"] = numeric_user(options.user)
+    if user is not None:
+        process["user"] = user
         changed = True
     if hostname is not None and spec.get("hostname") != hostname:
         spec["hostname"] = hostname
@@ -107,20 +97,29 @@ def patch_spec(spec: dict[str, Any], options: Options, *, hostname: str | None) 
     return changed
 
 
-def numeric_user(user: str) -> dict[str, int]:
-    """Give the OCI user of `UID[:GID]`. Names stand in the image's own /etc/passwd, which is not read here."""
-    uid, _, gid = user.partition(":")
-    if not uid.isascii() or not uid.isdecimal() or not (gid or "0").isdecimal():
-        raise InputError(
-            f"--user {user!a}: only numbers are supported, UID or UID:GID",
-            hint="look into the image's /etc/passwd",
-        )
-    return {"uid": int(uid), "gid": int(gid or 0)}
-
-
 def pasteable(words: Sequence[str]) -> str:
     """Give a command as it could be typed into a shell."""
     return shlex.join(words)
+
+
+def _limits(options: Options) -> list[str]:
+    """Give what a container may do and use."""
+    words: list[str] = []
+    for capability in options.cap_add:
+        upper = capability.upper()
+        words += ["--cap-add", upper if upper.startswith("CAP_") else f"CAP_{upper}"]
+    if options.cpus is not None:
+        words += ["--cpu-period", str(CPU_PERIOD), "--cpu-quota", str(round(options.cpus * CPU_PERIOD))]
+    if options.memory is not None:
+        words += ["--memory-limit", str(options.memory)]
+    if options.workdir is not None:
+        words += ["--cwd", options.workdir]
+    switches = {
+        "--privileged": options.privileged,
+        "--read-only": options.read_only,
+        "--rootfs": options.rootfs,
+    }
+    return [*words, *(switch for switch, wanted in switches.items() if wanted)]
 
 
 def _annotations(options: Options) -> list[str]:

@@ -193,6 +193,18 @@ class ListTasksResponse(_message.Message):
     tasks: _containers.RepeatedCompositeFieldContainer[Process]
     def __init__(self, tasks: _Optional[_Iterable[_Union[Process, _Mapping]]] = ...) -> None: ...
 
+class Mount(_message.Message):
+    __slots__ = ["options", "source", "target", "type"]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    options: _containers.RepeatedScalarFieldContainer[str]
+    source: str
+    target: str
+    type: str
+    def __init__(self, type: _Optional[str] = ..., source: _Optional[str] = ..., target: _Optional[str] = ..., options: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class Namespace(_message.Message):
     __slots__ = ["labels", "name"]
     class LabelsEntry(_message.Message):
@@ -257,6 +269,20 @@ class Runtime(_message.Message):
     name: str
     options: _any_pb2.Any
     def __init__(self, name: _Optional[str] = ..., options: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
+
+class SnapshotMountsRequest(_message.Message):
+    __slots__ = ["key", "snapshotter"]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTTER_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    snapshotter: str
+    def __init__(self, snapshotter: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
+
+class SnapshotMountsResponse(_message.Message):
+    __slots__ = ["mounts"]
+    MOUNTS_FIELD_NUMBER: _ClassVar[int]
+    mounts: _containers.RepeatedCompositeFieldContainer[Mount]
+    def __init__(self, mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ...) -> None: ...
 
 class UpdateContainerRequest(_message.Message):
     __slots__ = ["container", "update_mask"]

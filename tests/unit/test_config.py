@@ -1,0 +1,70 @@
+"""config.toml: what it may say, and what is told when it says something else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ctrport import config
+from ctrport.config import Config
+from ctrport.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write(directory: Path, text: str | bytes) -> Path:
+    path = directory / "config.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path):
+    """Every key has a default, and so has a file that is not there."""
+    assert config.load(write(tmp_path, "# nothing\n"), required=True) == Config()
+    assert config.load(tmp_path / "none.toml", required=False) == Config()
+
+
+def test_every_key(tmp_path: Path):
+    """The values are taken; whole numbers will do for seconds."""
+    path = write(tmp_path, "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\n")
+    assert config.load(path, required=True) == Config(mark=0x40, resync_seconds=5.0, timeout_seconds=2.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("marks = 1\n", "unknown key 'marks'"),
+        ("mark = 3\n", "mark: 3 is not a single bit of 32"),
+        ("mark = 0\n", "mark: 0 is not a single bit of 32"),
+        ("mark = -1\n", "mark: -1 is not a single bit of 32"),
+        ("mark = -2147483648\n", "is not a single bit of 32"),
+        ("mark = 0x100000000\n", "is not a single bit of 32"),
+        ("mark = true\n", "is not a single bit of 32"),
+        ('mark = "0x10000"\n', "is not a single bit of 32"),
+        ("resync_seconds = 0\n", "is not a number of seconds"),
+        ("resync_seconds = -1\n", "is not a number of seconds"),
+        ("resync_seconds = nan\n", "is not a number of seconds"),
+        ("timeout_seconds = inf\n", "is not a number of seconds"),
+        ("timeout_seconds = false\n", "is not a number of seconds"),
+        ("timeout_seconds = [1]\n", "is not a number of seconds"),
+        ("mark = \n", "Invalid value"),
+        (b"\xff\n", "invalid start byte"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str | bytes, message: str):
+    """File, key and value are told."""
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        config.load(path, required=False)
+    assert caught.value.message.startswith(f"{path}: ")
+    assert message in caught.value.message
+
+
+def test_a_file_that_was_asked_for(tmp_path: Path):
+    """Named on the command line it must be there, and be a file."""
+    with pytest.raises(InputError, match="no configuration file at"):
+        config.load(tmp_path / "none.toml", required=True)
+    with pytest.raises(InputError, match="Is a directory"):
+        config.load(tmp_path, required=False)

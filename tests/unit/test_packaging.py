@@ -1,0 +1,117 @@
+"""The systemd unit: what the daemon relies on, and what would break it without a word."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ctrport import config
+
+UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "ctrport.service"
+
+# systemd.exec(5): each of these makes systemd run the service in a mount namespace of its own (some only with
+# certain values, which is not worth telling apart here).
+MOUNT_NAMESPACE = {
+    "PrivateMounts", "MountFlags", "MountAPIVFS", "BindLogSockets", "DynamicUser", "LogNamespace",
+    "RootDirectory", "RootImage", "RootHash", "RootVerity", "ExtensionImages", "ExtensionDirectories",
+    "BindPaths", "BindReadOnlyPaths", "ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "ExecPaths",
+    "NoExecPaths", "TemporaryFileSystem", "MountImages",
+    "ProtectSystem", "ProtectHome", "ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs",
+    "ProtectControlGroups", "ProtectHostname", "ProtectProc", "ProcSubset",
+    "PrivateTmp", "PrivateDevices", "PrivateIPC", "PrivateNetwork",
+    "NetworkNamespacePath", "IPCNamespacePath",
+    "LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted", "ImportCredential",
+}  # fmt: skip
+
+
+def read_unit(text: str) -> dict[str, dict[str, list[str]]]:
+    """Give section -> directive -> values: a directive may stand several times, which configparser loses."""
+    sections: dict[str, dict[str, list[str]]] = {}
+    section = ""
+    for line in text.replace("\\\n", " ").splitlines():
+        if not line.strip() or line.startswith(("#", ";")):
+            continue
+        if line.startswith("["):
+            section = line.strip("[] ")
+            continue
+        name, equals, value = line.partition("=")
+        assert equals, f"not a directive: {line!r}"
+        sections.setdefault(section, {}).setdefault(name.strip(), []).append(value.strip())
+    return sections
+
+
+@pytest.fixture(scope="module")
+def unit() -> dict[str, dict[str, list[str]]]:
+    return read_unit(UNIT.read_text())
+
+
+@pytest.fixture(scope="module")
+def service(unit: dict[str, dict[str, list[str]]]) -> dict[str, str]:
+    """Give the directives of [Service], of which each stands there once."""
+    several = {name: values for name, values in unit["Service"].items() if len(values) != 1}
+    assert several == {}
+    return {name: values[0] for name, values in unit["Service"].items()}
+
+
+def test_systemd_waits_for_the_first_pass(service: dict[str, str]):
+    """The watcher itself says READY=1, by datagrams that systemd takes from nobody else."""
+    assert (service["Type"], service["NotifyAccess"]) == ("notify", "main")
+    assert shlex.split(service["ExecStart"]) == ["/usr/bin/ctrport", "watch"]
+
+
+def test_reload_is_a_full_pass(service: dict[str, str]):
+    """The watcher takes SIGHUP for that."""
+    assert shlex.split(service["ExecReload"]) == ["/bin/kill", "-HUP", "$MAINPID"]
+
+
+def test_it_comes_after_containerd_and_after_firewalls_that_flush(unit: dict[str, dict[str, list[str]]]):
+    """Wanted, not required: mappings stay when containerd stops."""
+    assert unit["Unit"]["Wants"] == ["containerd.service"]
+    assert set(unit["Unit"]["After"][0].split()) == {
+        "containerd.service",
+        "nftables.service",
+        "firewalld.service",
+    }
+    assert "Requires" not in unit["Unit"]
+    assert "BindsTo" not in unit["Unit"]
+
+
+def test_a_crash_is_followed_by_another_start_for_ever_and_a_bad_configuration_is_not(
+    unit: dict[str, dict[str, list[str]]], service: dict[str, str]
+):
+    """Exit code 2 is bad usage, in every command."""
+    assert service["Restart"] == "on-failure"
+    assert service["RestartPreventExitStatus"] == "2"
+    assert unit["Unit"]["StartLimitIntervalSec"] == ["0"]
+
+
+def test_directories_are_those_that_the_program_uses(service: dict[str, str]):
+    """The names in the unit are relative to /var/lib and /run."""
+    assert Path("/var/lib") / service["StateDirectory"] == config.DEFAULT_ROOT
+    assert Path("/run") / service["RuntimeDirectory"] == config.DEFAULT_STATE
+
+
+def test_a_restart_keeps_the_state_directory_and_only_root_gets_in(service: dict[str, str]):
+    """It has what `flush` puts settings back to, and the socket by which ports are published."""
+    assert service["RuntimeDirectoryPreserve"] == "yes"
+    assert service["RuntimeDirectoryMode"] == "0700"
+
+
+def test_the_service_has_the_mount_namespace_of_the_host(service: dict[str, str]):
+    """Else containerd would not see the network namespaces that the watcher mounts on /run/netns."""
+    assert set(service) & MOUNT_NAMESPACE == set()
+
+
+def test_it_may_make_and_enter_network_namespaces_and_mount_them(service: dict[str, str]):
+    """The rest of what root can do is taken away."""
+    assert set(service["CapabilityBoundingSet"].split()) == {"CAP_NET_ADMIN", "CAP_SYS_ADMIN"}
+    assert service["RestrictNamespaces"] == "net"
+    assert "@mount" in service["SystemCallFilter"].split()
+    assert {"AF_UNIX", "AF_NETLINK"} <= set(service["RestrictAddressFamilies"].split())
+
+
+def test_containers_outlive_it(service: dict[str, str]):
+    """Nothing of a container is in the service's control group, and nothing runs when it stops."""
+    assert not {"ExecStop", "ExecStopPost"} & set(service)
