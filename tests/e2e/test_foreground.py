@@ -140,7 +140,7 @@ def test_commands_that_cannot_run(ctrport: Cli):
 
 def test_standard_input(ctrport: Cli):
     """With -i standard input reaches the program and ends; without, it reads nothing."""
-    assert run(ctrport, "cat", options=("-i",), input="one\ntwo\n") == (0, "one\ntwo\n", "")
+    assert run(ctrport, "cat", options=("-i",), input="one\ntwo\n", timeout=10) == (0, "one\ntwo\n", "")
     assert run(ctrport, "sh", "-c", "read line || echo nothing", input="one\n") == (0, "nothing\n", "")
 
 

@@ -492,7 +492,7 @@ def test_containers_reach_the_outside(watched: Cli, lab: Lab):
 
 
 def test_names_inside(ctrport: Cli):
-    """hosts, resolv.conf and hostname inside are the container's own; --hostname, --dns and --add-host fill them."""
+    """hosts, resolv.conf and hostname inside are its own; --hostname, --dns and --add-host fill them."""
     options = ("--hostname", "frontend", "--dns", "192.0.2.53", "--add-host", "db:192.0.2.7")
     with ctrport.container(*options, command=SLEEP) as name:
         addresses = ctrport.json("ps")["containers"][0]["addresses"] or [FIRST]

@@ -213,7 +213,7 @@ def plain(ctrport: Cli, lab: Lab, word: str, publish: str, number: int) -> str:
 
 
 def test_a_malformed_annotation(ctrport: Cli, watcher: Watcher, lab: Lab):
-    """What cannot be read is refused with container and spec in log and ps; its other ports and others' are served."""
+    """What cannot be read is refused with container and spec in log and ps; all other ports are served."""
     with ctrport.container("-p", "8080:80"):
         answers(lab, 8080)
         specs = '8081:80,80800:80,x"}; flush ruleset,8082:80\x1b[2J'
@@ -336,7 +336,7 @@ def test_rules_can_be_loaded(ctrport: Cli, watcher: Watcher, lab: Lab):
 
 
 def test_flush(ctrport: Cli, lab: Lab):
-    """`flush` is refused beside a watcher; alone it leaves rules, links and settings as before; sync brings all back."""
+    """`flush` is refused beside a watcher; alone it leaves the kernel as before; sync brings all back."""
     from program import Watcher  # noqa: PLC0415
 
     def kernel() -> dict[str, Any]:
@@ -391,7 +391,7 @@ def test_flush(ctrport: Cli, lab: Lab):
 
 
 def test_after_a_reboot(ctrport: Cli, watcher: Watcher, lab: Lab):
-    """Without rules, links and namespaces, as after a reboot, a container with a restart policy comes back whole."""
+    """After a reboot (no rules, links, namespaces) a container with a restart policy comes back whole."""
     with ctrport.container("--restart", "always", "-p", "8080:80") as name:
         answers(lab, 8080)
         addresses = ctrport.entry(name)["addresses"]

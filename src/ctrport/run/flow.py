@@ -197,7 +197,13 @@ async def _patch(client: Client, key: Key, options: Options, hostname: str | Non
     if options.user is not None:
         layers = [Path(options.image)] if options.rootfs else await client.root_directories(key)
         user = users.resolve(options.user, layers)
-    if translate.patch_spec(spec, options, hostname=hostname, user=user):
+    changed = translate.patch_spec(spec, options, hostname=hostname, user=user)
+    if options.command and options.entrypoint is None and not options.rootfs:
+        # Docker appends a command to the image's entry point; ctr replaces both.
+        config = await client.image_config(key.namespace, (await client.container(key)).image) or {}
+        spec["process"]["args"] = [*((config.get("config") or {}).get("Entrypoint") or ()), *options.command]
+        changed = True
+    if changed:
         await client.set_spec(key, spec)
 
 
