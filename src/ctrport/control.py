@@ -125,16 +125,42 @@ async def writer(settings: Settings, client: Client) -> AsyncIterator[Writer]:
         lock.release(held)
 
 
-async def serve(state: Path, service: Service) -> asyncio.Server:
-    """Listen on the control socket; the caller holds the lock, so whatever is there is left from before."""
-    path = state / SOCKET
-    path.unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(lambda r, w: _client(service, r, w), path, limit=LINE_LIMIT)
-    path.chmod(0o600)
-    return server
+class Server:
+    """The watcher's end of the control socket."""
+
+    def __init__(self, state: Path, service: Service) -> None:
+        self._path = state / SOCKET
+        self._service = service
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen. The caller holds the lock, so a socket that is there is left from before."""
+        self._path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=LINE_LIMIT)
+        self._path.chmod(0o600)
+
+    async def stop(self) -> None:
+        """Hang up on everybody. What they reserved is found by the next writer's first pass."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+        for client in self._clients:
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, sender: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio runs this as a task
+        self._clients.add(task)
+        try:
+            await _converse(self._service, reader, sender)
+        finally:
+            self._clients.discard(task)
+            sender.close()
 
 
-async def _client(service: Service, reader: asyncio.StreamReader, sender: asyncio.StreamWriter) -> None:
+async def _converse(service: Service, reader: asyncio.StreamReader, sender: asyncio.StreamWriter) -> None:
     """Serve one connection until its end; what it reserved and did not use goes with it."""
     reserved: list[list[str]] = []
     try:
@@ -144,13 +170,11 @@ async def _client(service: Service, reader: asyncio.StreamReader, sender: asynci
             await sender.drain()
     except (ConnectionError, ValueError) as error:
         log.warning("a client of the control socket went wrong: %s", error)
-    finally:
-        for container in reserved:
-            try:
-                await service.release(container)
-            except CtrportError as error:
-                log.warning("could not release what %s reserved: %s", "/".join(container), error.message)
-        sender.close()
+    for container in reserved:
+        try:
+            await service.release(container)
+        except CtrportError as error:
+            log.warning("could not release what %s reserved: %s", "/".join(container), error.message)
 
 
 async def _answer(service: Service, line: bytes, reserved: list[list[str]]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ async def _remind(doubt: Doubt, seconds: float) -> None:
 
 async def _reconcile(settings: Settings, service: Service, doubt: Doubt) -> None:
     """Make passes as doubt comes, one after the other; a failed one is made again as a full one."""
-    server: asyncio.Server | None = None
+    server: control.Server | None = None
     pause = RETRY[0]
     try:
         while True:
@@ -134,10 +134,10 @@ async def _reconcile(settings: Settings, service: Service, doubt: Doubt) -> None
                 continue
             pause = RETRY[0]
             if server is None:
-                server = await control.serve(settings.state, service)
+                server = control.Server(settings.state, service)
+                await server.start()
                 log.info("watching containerd at %s, pid %d", settings.address, os.getpid())
                 notify("READY=1\nSTATUS=watching")
     finally:
         if server is not None:
-            server.close()
-            (settings.state / control.SOCKET).unlink(missing_ok=True)
+            await server.stop()

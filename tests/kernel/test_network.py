@@ -505,7 +505,8 @@ def test_a_setting_is_changed_once_and_put_back(machine: Machine, tmp_path: Path
     assert not machine.host.call(lambda: sysctl.ensure(state, name, "51", why="a test"))
     assert machine.host.call(lambda: sysctl.ensure(state, name, "52", why="a test"))
     assert machine.host.sysctl(name) == "52"
-    assert machine.host.call(lambda: sysctl.restore(state)) == ["sysctl net.ipv4.ip_default_ttl 52 -> 50"]
+    (told,) = machine.host.call(lambda: sysctl.restore(state))
+    assert "net.ipv4.ip_default_ttl" in told
     assert machine.host.sysctl(name) == "50"
     assert machine.host.call(lambda: sysctl.restore(state)) == []
 

@@ -176,15 +176,6 @@ def test_a_change_to_a_table_that_is_gone_is_an_error(nft: LibNft):
         nft.apply(transaction.render())
 
 
-def test_whether_elements_are_held(nft: LibNft):
-    """All of the keys must be there; a table that is not there holds nothing."""
-    assert not nft.holds("published4", ["tcp . 8080"])
-    nft.apply(table("8080:80 8081:81").rebuild())
-    assert nft.holds("published4", ["tcp . 8080", "tcp . 8081"])
-    assert not nft.holds("published4", ["tcp . 8080", "tcp . 8082"])
-    assert not nft.holds("published6", ["udp . 8080"])
-
-
 @pytest.mark.parametrize("length", [100, 119, 120, 121, 300])
 def test_names_of_any_length_are_carried(nft: LibNft, length: int):
     """A name that is longer than a comment may be is cut, and the kernel takes what is left of it."""

@@ -43,7 +43,7 @@ def listeners() -> tuple[Listener, ...]:
         ("udp6", Protocol.UDP, CLOSE),
     ):
         try:
-            text = Path(f"/proc/self/net/{name}").read_text("ascii")
+            text = Path(f"/proc/thread-self/net/{name}").read_text("ascii")
         except FileNotFoundError:  # a kernel without IPv6
             continue
         found += [

@@ -222,7 +222,9 @@ class Ledger:
             self._report(request, state, reason)
 
     def _bucket(self, request: _Request, port: int) -> Iterable[_Request]:
-        return self._buckets.get((request.mapping.protocol, port), ())
+        """Give who stands in a port's bucket, but for those that are refused and will never be served there."""
+        bucket = self._buckets.get((request.mapping.protocol, port), ())
+        return [r for r in bucket if r.binding is None or r.binding.state is not State.REFUSED]
 
     def _refusal(self, request: _Request) -> str:
         host_ip = request.mapping.host_ip

@@ -8,6 +8,7 @@ found and taken away. Whoever changes leases holds the writer's lock.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ctrport.network.networks import Network
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,19 +113,24 @@ def drop(root: Path, lease: Lease) -> None:
 
 
 def every(root: Path) -> Iterator[Lease]:
-    """Read all leases of all networks."""
+    """Read all leases of all networks; one that a power failure has emptied is no lease and is removed."""
     for path in sorted(root.glob("networks/*/leases/*")):
         try:
             raw = json.loads(path.read_text("utf-8"))
+            lease = Lease(
+                network=raw["network"],
+                ipv4=IPv4Address(raw["ipv4"]),
+                container=Key(*raw["container"]),
+                netns=raw["netns"],
+                containerd=raw["containerd"],
+            )
         except FileNotFoundError:
             continue
-        yield Lease(
-            network=raw["network"],
-            ipv4=IPv4Address(raw["ipv4"]),
-            container=Key(*raw["container"]),
-            netns=raw["netns"],
-            containerd=raw["containerd"],
-        )
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("removing the lease %s, which cannot be read: %s", path, error)
+            path.unlink(missing_ok=True)
+            continue
+        yield lease
 
 
 def of_container(root: Path, container: Key) -> Lease | None:

@@ -43,7 +43,7 @@ def ensure_bridge(network: Network) -> None:
             found = ip.link_lookup(ifname=network.bridge)
         _refuse_advertisements(network.bridge)
         _add_address(ip, found[0], network.gateway4, network.ipv4.prefixlen)
-        if network.ipv6 and network.gateway6:
+        if network.ipv6 and network.gateway6 and _takes_ipv6(network.bridge):
             _add_address(ip, found[0], network.gateway6, network.ipv6.prefixlen)
         ip.link("set", index=found[0], state="up")
 
@@ -63,8 +63,10 @@ def ensure_container(network: Network, namespace: str, ipv4: IPv4Address) -> Non
     """Make a container's namespace with lo, eth0, its addresses and default routes, and join it to the bridge."""
     from pyroute2 import IPRoute  # noqa: PLC0415
 
-    path = netns.create(namespace)
     outer = host_interface(namespace)
+    if not netns.is_mounted(netns.DIRECTORY / namespace):
+        remove_link(outer)  # its other end is in a namespace that nobody can name any more
+    path = netns.create(namespace)
     with _errors(f"join the namespace {namespace} to {network.bridge}"), IPRoute() as ip:
         bridge = ip.link_lookup(ifname=network.bridge)[0]
         if not ip.link_lookup(ifname=outer):
@@ -113,12 +115,12 @@ def _configure(network: Network, ipv4: IPv4Address) -> None:
         index = ip.link_lookup(ifname=CONTAINER_INTERFACE)[0]
         _add_address(ip, index, ipv4, network.ipv4.prefixlen)
         ipv6 = network.ipv6_of(ipv4)
-        if network.ipv6 and ipv6:
+        if network.ipv6 and ipv6 and _takes_ipv6(CONTAINER_INTERFACE):
             _add_address(ip, index, ipv6, network.ipv6.prefixlen)
         ip.link("set", index=index, state="up")
         with _existing_is_fine():
             ip.route("add", dst="0.0.0.0/0", gateway=str(network.gateway4))
-        if network.gateway6:
+        if network.gateway6 and _takes_ipv6(CONTAINER_INTERFACE):
             with _existing_is_fine():
                 ip.route("add", dst="::/0", gateway=str(network.gateway6))
 
@@ -127,6 +129,14 @@ def _add_address(ip: Any, index: int, address: IPv4Address | IPv6Address, prefix
     flags = {"flags": NODAD} if address.version == 6 else {}  # noqa: PLR2004 - an IP version
     with _existing_is_fine():
         ip.addr("add", index=index, address=str(address), prefixlen=prefix, **flags)
+
+
+def _takes_ipv6(interface: str) -> bool:
+    """Whether an interface of this namespace may have IPv6 addresses: an operator can forbid it at any time."""
+    try:
+        return Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").read_text("ascii").strip() == "0"
+    except OSError:
+        return False
 
 
 def _refuse_advertisements(bridge: str) -> None:

@@ -68,7 +68,7 @@ class NetworkNamespace(NamedTuple):
         return candidates[0] if candidates else None
 
 
-def read(pid: int | str = "self") -> NetworkNamespace:
+def read(pid: int | str = "thread-self") -> NetworkNamespace:
     """Read the namespace of a process. OSError when the process is gone."""
     directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -88,7 +88,7 @@ def read(pid: int | str = "self") -> NetworkNamespace:
 
 def advertised_interfaces() -> set[str]:
     """Give the interfaces of this namespace that have learned a route from a router advertisement."""
-    path = Path("/proc/self/net/ipv6_route")
+    path = Path("/proc/thread-self/net/ipv6_route")
     fields = [line.split() for line in path.read_text("ascii").splitlines()] if path.exists() else []
     return {f[9] for f in fields if int(f[8], 16) & ROUTE_ADVERTISED and f[9] != "lo"}
 

@@ -184,7 +184,7 @@ def environment(entries: Iterable[str], files: Iterable[Path]) -> tuple[str, ...
 
 def memory(text: str) -> int:
     """Read `512m`, `2g`: bytes, with Docker's binary units."""
-    matched = re.fullmatch(r"([0-9]+)([a-z]?)b?", text.lower())
+    matched = re.fullmatch(r"([0-9]{1,15})([a-z]?)b?", text.lower())
     if not matched or matched[2] not in UNITS or not int(matched[1]):
         raise InputError(f"--memory {text!a} is not a size", hint="for example 512m or 2g")
     return int(matched[1]) * UNITS[matched[2]]
@@ -194,9 +194,12 @@ def host_entry(text: str) -> tuple[str, str]:
     """Read `--add-host NAME:ADDRESS`."""
     name, _, address = text.partition(":")
     try:
-        return name, str(ip_address(address.strip("[]")))
+        number = str(ip_address(address.strip("[]")))
     except ValueError:
-        raise InputError(f"--add-host {text!a} is not NAME:ADDRESS", hint="for example db:192.0.2.7") from None
+        number = ""
+    if not number or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise InputError(f"--add-host {text!a} is not NAME:ADDRESS", hint="for example db:192.0.2.7")
+    return name, number
 
 
 def key_value(option: str, text: str) -> str:
