@@ -11,7 +11,7 @@ import time
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
-from ctrport.errors import ConflictError, CtrportError
+from ctrport.errors import ConflictError, CtrportError, HostError, KernelError
 from ctrport.model import ports
 from ctrport.model.bindings import State
 from ctrport.model.workload import Endpoint, Key, Workload
@@ -49,9 +49,11 @@ class Service:
         async with self._turn:
             changes = await self._reconciler.resync()
             snapshot = self._reconciler.snapshot
-            await asyncio.to_thread(
+            connected = await asyncio.to_thread(
                 attach.repair, self._settings, frozenset(snapshot.known), frozenset(self._reconciler.reserved)
             )
+            if connected:
+                changes += await self._reconciler.refresh(connected)
             await self._remove_exited()
             self.last_resync = time.time()
         return {"changes": len(changes), **await self.bindings()}
@@ -123,7 +125,11 @@ class Service:
 
     async def _release(self, key: Key) -> None:
         self._reconciler.reserved.pop(key, None)
-        await self._reconciler.refresh([key])
+        try:
+            await self._reconciler.refresh([key])
+        except (KernelError, HostError):  # the container was read before the kernel was written
+            await self._detach_if_gone(key)
+            raise
         await self._detach_if_gone(key)
 
     async def _detach_if_gone(self, key: Key) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Annotated
@@ -132,8 +131,9 @@ def _run(settings: Settings, wanted: Options) -> int:
     async def work() -> int:
         # Until the container runs, SIGTERM is treated as Ctrl-C: what was begun is taken back.
         current = asyncio.current_task()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel if current else sys.exit)
-        async with Client(settings.address) as client:
+        assert current is not None  # noqa: S101 - asyncio.run makes one
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
+        async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
             started = await run_container(settings, client, wanted)
         if started.exit_code is None:
             print_lines([started.name])
@@ -146,8 +146,10 @@ def _run(settings: Settings, wanted: Options) -> int:
 
     try:
         return asyncio.run(work())
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
 
 
 def _publish(specs: list[str]) -> tuple[ports.PortMapping, ...]:

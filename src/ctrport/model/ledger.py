@@ -180,7 +180,8 @@ class Ledger:
     def _judge(self) -> None:
         """Serve each changed bucket in the order of creation."""
         while self._dirty:
-            name, _ = self._dirty.popitem()
+            name = next(iter(self._dirty))
+            del self._dirty[name]
             winners: list[_Request] = []
             for request in tuple(self._buckets.get(name, ())):
                 if refusal := self._refusal(request):

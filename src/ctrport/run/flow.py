@@ -16,6 +16,7 @@ from ctrport import lifecycle
 from ctrport.control import writer
 from ctrport.errors import ConflictError, CtrportError, HostError, InputError, NotFoundError
 from ctrport.model.bindings import State
+from ctrport.model.listing import join
 from ctrport.model.ports import PortMapping, parse_port_argument
 from ctrport.model.workload import Key
 from ctrport.network import files
@@ -52,6 +53,7 @@ class _Place:
 async def run(settings: Settings, client: Client, options: Options) -> Started:
     """Create and start a container with its ports; in the foreground, wait for its end."""
     check_host()
+    check_sources(options)
     version = await client.version()  # and so fail before anything else when containerd is not there
     check_restart_policy(options, version)
     image = options.image if options.rootfs else await _image(settings, client, options)
@@ -94,6 +96,17 @@ def check_host() -> None:
         raise HostError("the program ctr is not on the PATH", hint="apt-get install containerd")
 
 
+def check_sources(options: Options) -> None:
+    """Refuse to mount what is not there. Docker makes a directory, which hides a typing error."""
+    for entry in options.mounts:
+        fields = dict(field.partition("=")[::2] for field in entry.split(","))
+        source = fields["src"]
+        if fields["type"] == "bind" and not Path(source).exists():
+            raise InputError(
+                f"{source!a}, to be mounted on {fields['dst']!a}, is not there", hint=f"mkdir -p {source}"
+            )
+
+
 def check_restart_policy(options: Options, version: str) -> None:
     """Refuse a policy that this containerd would read as `always`: before 1.7 it knows no other."""
     major, _, rest = version.lstrip("v").partition(".")
@@ -131,6 +144,7 @@ async def _image(settings: Settings, client: Client, options: Options) -> str:
         translate.ctr(settings, "images", "pull", reference),
         f"pull image {reference}",
         output=sys.stderr,
+        interruptible=True,
         hint="check the name and the registry; an image from elsewhere comes by ctr images import FILE",
     )
     return reference
@@ -167,7 +181,7 @@ async def _place(
         reserved = await link.call(
             "reserve",
             container=list(key),
-            publish=" ".join(map(str, options.publish)),
+            publish=join(options.publish),
             network=options.network,
             ip=str(options.ip) if options.ip else None,
         )

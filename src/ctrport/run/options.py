@@ -104,7 +104,7 @@ class Options:
 
 
 def volume(spec: str) -> str:
-    """Turn `-v SOURCE:TARGET[:OPTIONS]` into ctr's mount; a source that is not there is made, as Docker does."""
+    """Turn `-v SOURCE:TARGET[:OPTIONS]` into ctr's mount."""
     parts = spec.split(":")
     if len(parts) not in (2, 3) or not all(parts) or "," in spec:
         raise InputError(f"-v {spec!a} is not SOURCE:TARGET[:ro]")
