@@ -61,7 +61,7 @@ def ps(
 
     entries = asyncio.run(_entries(context.obj, stopped=all_))
     if format_ is Format.JSON:
-        print_json(containers=[{k: v for k, v in e.items() if k != "problems"} for e in entries])
+        print_json(containers=entries)
         return
     rows = []
     for entry in entries:

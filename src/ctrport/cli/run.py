@@ -10,7 +10,7 @@ import typer
 
 from ctrport.cli.output import print_error, print_lines, warn
 from ctrport.config import Settings
-from ctrport.errors import CtrportError, InputError
+from ctrport.errors import CtrportError, HostError, InputError
 from ctrport.model import ports
 from ctrport.run import options as opts
 from ctrport.run.options import Options
@@ -115,6 +115,9 @@ def run(
         code = _run(context.obj, wanted)
     except InputError:
         raise
+    except OSError as error:
+        print_error(HostError(str(error), hint="look at --root and --state: ctrport --help"))
+        code = RUN_FAILED
     except CtrportError as error:
         print_error(error)
         code = max(RUN_FAILED, error.exit_code)

@@ -94,6 +94,7 @@ class Task:
     async def start(self, *, detach: bool, interactive: bool, tty: bool) -> None:
         """Start the task and wait until it runs. RunError when it cannot be started."""
         tried = f"start container {self._key.id}"
+        self._pid_file.unlink(missing_ok=True)
         if detach:
             await run(self._command, tried)
             return
