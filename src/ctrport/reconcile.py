@@ -96,7 +96,7 @@ class Reconciler:
         keys = tuple(keys)
         self._routes = await asyncio.to_thread(proc.read)
         for key in keys:
-            await self._read(key)
+            await self.look(key)
         if any(key in self.snapshot.workloads or key in self.reserved for key in keys):
             self.ledger.set_listeners(await asyncio.to_thread(facts.listeners))
         changes = self._judge(keys)
@@ -126,7 +126,8 @@ class Reconciler:
             del self.snapshot.workloads[key]
         self.snapshot.known = seen
 
-    async def _read(self, key: Key) -> None:
+    async def look(self, key: Key) -> None:
+        """Read one container as it is now."""
         try:
             container = await self._client.container(key)
         except NotFoundError:

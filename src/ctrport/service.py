@@ -94,7 +94,8 @@ class Service:
             raise errors[0]
         async with self._turn:
             if self._reconciler.ledger is None:
-                await self._reconciler.resync()  # and so fail before anything is made where the kernel cannot
+                # And so fail before anything is made where the kernel cannot.
+                await self._reconciler.resync(apply=network is not None)
             if key in self._reconciler.reserved or key in self._reconciler.snapshot.known:
                 raise ConflictError(f"a container named {key.id} exists already, or is being created")
             await asyncio.to_thread(attach.detach, self._settings.root, key)  # what another of that name left
@@ -107,8 +108,8 @@ class Service:
                     wanted = IPv4Address(ip) if ip else None
                     attachment = await asyncio.to_thread(attach.attach, self._settings, key, network, wanted)
                     self._reconciler.reserved[key] = replace(workload, endpoint=attachment.endpoint)
-                await self._reconciler.refresh([key])
-                self._check_given(key)
+                    await self._reconciler.refresh([key])
+                    self._check_given(key)
             except BaseException:
                 await self._release(key)
                 raise
@@ -145,9 +146,12 @@ class Service:
             )
 
     async def _release(self, key: Key) -> None:
-        self._reconciler.reserved.pop(key, None)
+        workload = self._reconciler.reserved.pop(key, None)
         try:
-            await self._reconciler.refresh([key])
+            if workload is not None and workload.endpoint is None:
+                await self._reconciler.look(key)  # on no network of ours: no rule speaks of it
+            else:
+                await self._reconciler.refresh([key])
         except (KernelError, HostError):  # the container was read before the kernel was written
             await self._detach_if_gone(key)
             raise

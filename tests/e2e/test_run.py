@@ -246,6 +246,7 @@ def test_ps(program: Cli):
                         active(8081, 3001),
                         active(53, 5353, host_ip="127.0.0.1", protocol="udp"),
                     ],
+                    "problems": [],
                 }
             ],
         }

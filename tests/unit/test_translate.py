@@ -9,7 +9,7 @@ import pytest
 
 from ctrport.errors import InputError
 from ctrport.run.options import Options
-from ctrport.run.translate import patch_spec
+from ctrport.run.translate import patched_spec
 
 SPEC: dict[str, Any] = {
     "process": {"args": ["/entry", "serve"], "user": {"uid": 5, "gid": 5}, "cwd": "/"},
@@ -18,11 +18,13 @@ SPEC: dict[str, Any] = {
 }
 
 
-def patched(
-    options: Options, *, hostname: str | None = None, user: dict[str, int] | None = None
-) -> tuple[bool, dict[str, Any]]:
+def patched(options: Options, **given: Any) -> dict[str, Any]:
+    """Give the patched spec; the one that went in must be as it was."""
     spec = copy.deepcopy(SPEC)
-    return patch_spec(spec, options, hostname=hostname, user=user), spec
+    nothing = {"hostname": None, "user": None, "image_entrypoint": ["/entry"], "size": None}
+    found = patched_spec(spec, options, **{**nothing, **given})
+    assert spec == SPEC
+    return found
 
 
 def changed(**process: object) -> dict[str, Any]:
@@ -30,34 +32,42 @@ def changed(**process: object) -> dict[str, Any]:
 
 
 def test_nothing_asked_for_is_nothing_changed():
-    """The command alone is ctr's to set."""
-    assert patched(Options(image="x", command=("serve",))) == (False, SPEC)
+    """What ctr has put there stays."""
+    assert patched(Options(image="x")) == SPEC
+
+
+def test_a_command_follows_the_entry_point_of_the_image():
+    """As in Docker; ctr would replace both by the command."""
+    assert patched(Options(image="x", command=("check", "-v"))) == changed(args=["/entry", "check", "-v"])
 
 
 def test_an_entry_point():
     """It replaces the image's, and the command follows; an empty one leaves the command alone."""
-    assert patched(Options(image="x", entrypoint="/bin/sh", command=("-c", "id"))) == (
-        True,
-        changed(args=["/bin/sh", "-c", "id"]),
-    )
-    assert patched(Options(image="x", entrypoint="", command=("id",))) == (True, changed(args=["id"]))
-    with pytest.raises(InputError, match="--entrypoint '' needs a COMMAND"):
+    asked = Options(image="x", entrypoint="/bin/sh", command=("-c", "id"))
+    assert patched(asked) == changed(args=["/bin/sh", "-c", "id"])
+    assert patched(Options(image="x", entrypoint="", command=("id",))) == changed(args=["id"])
+    with pytest.raises(InputError, match="there is no command to run"):
         patched(Options(image="x", entrypoint=""))
 
 
 def test_a_user():
     """The numbers replace the image's, groups of the old user included."""
-    assert patched(Options(image="x"), user={"uid": 1, "gid": 2}) == (True, changed(user={"uid": 1, "gid": 2}))
+    assert patched(Options(image="x"), user={"uid": 1, "gid": 2}) == changed(user={"uid": 1, "gid": 2})
 
 
 def test_a_host_name():
-    """Set unless it is so already."""
-    assert patched(Options(image="x"), hostname="web") == (True, {**SPEC, "hostname": "web"})
-    assert patched(Options(image="x"), hostname="old") == (False, SPEC)
+    """A name that is given replaces the old one."""
+    assert patched(Options(image="x"), hostname="web") == {**SPEC, "hostname": "web"}
+
+
+def test_the_size_of_the_terminal():
+    """The program finds it at its first look."""
+    assert patched(Options(image="x"), size=(101, 40)) == changed(consoleSize={"width": 101, "height": 40})
 
 
 def test_a_spec_without_a_process():
     """What is missing is made."""
-    spec: dict[str, Any] = {}
-    assert patch_spec(spec, Options(image="x", entrypoint="id"), hostname="h", user=None)
-    assert spec == {"process": {"args": ["id"]}, "hostname": "h"}
+    found = patched_spec(
+        {}, Options(image="x", entrypoint="id"), hostname="h", user=None, image_entrypoint=(), size=None
+    )
+    assert found == {"process": {"args": ["id"]}, "hostname": "h"}

@@ -203,18 +203,20 @@ async def _shared(settings: Settings, client: Client, other: Key, options: Optio
 
 async def _patch(client: Client, key: Key, options: Options, hostname: str | None) -> None:
     spec = await client.spec(key)
-    user = None
+    user, entrypoint, size = None, (), None
     if options.user is not None:
         layers = [Path(options.image)] if options.rootfs else await client.root_directories(key)
         user = users.resolve(options.user, layers)
-    changed = translate.patch_spec(spec, options, hostname=hostname, user=user)
-    if options.command and options.entrypoint is None and not options.rootfs:
-        # Docker appends a command to the image's entry point; ctr replaces both.
+    if options.command and not options.rootfs:
         config = await client.image_config(key.namespace, (await client.container(key)).image) or {}
-        spec["process"]["args"] = [*((config.get("config") or {}).get("Entrypoint") or ()), *options.command]
-        changed = True
-    if changed:
-        await client.set_spec(key, spec)
+        entrypoint = (config.get("config") or {}).get("Entrypoint") or ()
+    if options.tty and sys.stdout.isatty():
+        size = os.get_terminal_size(sys.stdout.fileno())
+    patched = translate.patched_spec(
+        spec, options, hostname=hostname, user=user, image_entrypoint=entrypoint, size=size
+    )
+    if patched != spec:
+        await client.set_spec(key, patched)
 
 
 async def _create(client: Client, key: Key, command: Sequence[str], undo: AsyncExitStack) -> None:

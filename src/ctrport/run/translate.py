@@ -78,24 +78,27 @@ def start(settings: Settings, options: Options, *, name: str, pid_file: Path, lo
     return ctr(settings, "tasks", "start", *words, name)
 
 
-def patch_spec(
-    spec: dict[str, Any], options: Options, *, hostname: str | None, user: dict[str, int] | None
-) -> bool:
-    """Put into an OCI spec what ctr has no option for; says whether anything changed."""
-    process = spec.setdefault("process", {})
-    changed = False
-    if options.entrypoint is not None:
-        process["args"] = [*([options.entrypoint] if options.entrypoint else []), *options.command]
-        if not process["args"]:
-            raise InputError("--entrypoint '' needs a COMMAND")
-        changed = True
+def patched_spec(
+    spec: dict[str, Any],
+    options: Options,
+    *,
+    hostname: str | None,
+    user: dict[str, int] | None,
+    image_entrypoint: Sequence[str],
+    size: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """Give an OCI spec with what ctr has no option for; `size` is the terminal's, columns and lines."""
+    process = dict(spec.get("process", {}))
+    entrypoint = image_entrypoint if options.entrypoint is None else [options.entrypoint] * bool(options.entrypoint)
+    if options.entrypoint is not None or options.command:  # ctr replaces the entry point by the command
+        process["args"] = [*entrypoint, *options.command]
+    if not process.get("args"):
+        raise InputError("there is no command to run", hint="give one after the image")
     if user is not None:
         process["user"] = user
-        changed = True
-    if hostname is not None and spec.get("hostname") != hostname:
-        spec["hostname"] = hostname
-        changed = True
-    return changed
+    if size is not None:  # else the program sees none until ctr has told it, a moment after its start
+        process["consoleSize"] = {"width": size[0], "height": size[1]}
+    return {**spec, "process": process} | ({} if hostname is None else {"hostname": hostname})
 
 
 def pasteable(words: Sequence[str]) -> str:
