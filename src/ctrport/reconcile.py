@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ctrport.errors import CtrportError, KernelError, NotFoundError
 from ctrport.firewall import record, ruleset
+from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import Transaction, difference
 from ctrport.host import facts, sysctl
@@ -55,6 +56,7 @@ class Reconciler:
         self.ledger: Ledger | None = None
         self._client = client
         self._nft = nft
+        self._firewalls = Firewalls(settings.config)  # of others
         self._elements: Elements = {}  # what the kernel is to hold
 
     async def resync(self, *, apply: bool = True) -> list[Change]:
@@ -72,6 +74,7 @@ class Reconciler:
         self._elements = table.elements
         if apply:
             self._set_up_host(links)
+            await asyncio.to_thread(self._firewalls.ensure, links)
             if record.intact(self.settings.state, table, listing):
                 await self._commit(difference(listing.elements, table.elements, table.address) if listing else None)
             else:
@@ -93,6 +96,7 @@ class Reconciler:
         changes = self._judge(keys)
         links = self._links()
         self._set_up_host(links)
+        await asyncio.to_thread(self._firewalls.ensure_once, links)
         await self._commit(self._difference(changes, links))
         _log_changes(changes)
         return changes
