@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ctrport.config import Config
@@ -23,11 +24,9 @@ from ctrport.model.workload import Endpoint, Key, Workload
 from ctrport.network import attach, netns
 from ctrport.network.leases import Lease
 from ctrport.network.networks import Network
-from lab import Answer, Failure, Lab, Netns, ask, serve
+from lab import Answer, Failure, Lab, Netns, ask, serve, until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ctrport.firewall.foreign.obstacle import Obstacle
 
 NETWORK = Network(
@@ -124,7 +123,7 @@ class FilteredSite:
     def flush(self) -> list[str]:
         """Take every rule of ours away, as `ctrport flush` does."""
         self.nft.apply(f"delete table {ruleset.ADDRESS}\n")
-        return self.host.call(adjust.remove)
+        return self.host.call(lambda: adjust.remove(Config(), LINKS.bridges))
 
     def reach(self) -> dict[str, object]:
         """Try every row; flows of an earlier look do not help."""
@@ -177,3 +176,55 @@ def without_own_table(listing: str) -> str:
     """Give a listing of all rules without our own table: what a flush must leave."""
     start = listing.index("table inet ctrport {")
     return listing[:start] + listing[listing.index("\n}\n", start) + 3 :]
+
+
+class Firewalld:
+    """A real firewalld on the host, with a D-Bus and a configuration of its own."""
+
+    BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
+      "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+    <busconfig>
+      <type>system</type>
+      <listen>unix:path={socket}</listen>
+      <auth>EXTERNAL</auth>
+      <policy context="default">
+        <allow user="*"/><allow own="*"/>
+        <allow send_type="method_call"/><allow send_type="signal"/>
+        <allow send_requested_reply="true" send_type="method_return"/>
+        <allow send_requested_reply="true" send_type="error"/>
+        <allow receive_type="method_call"/><allow receive_type="signal"/>
+        <allow receive_type="method_return"/><allow receive_type="error"/>
+      </policy>
+    </busconfig>
+    """
+
+    def __init__(self, site: FilteredSite, directory: Path, *, backend: str = "nftables") -> None:
+        self._site, self._directory = site, directory
+        self.address = f"unix:path={directory / 'bus'}"
+        self._environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": self.address}
+        (directory / "bus.conf").write_text(self.BUS.format(socket=directory / "bus"))
+        etc = directory / "etc-firewalld"
+        etc.mkdir()
+        shipped = Path("/etc/firewalld/firewalld.conf").read_text()
+        (etc / "firewalld.conf").write_text(shipped.replace("Backend=nftables", f"Backend={backend}"))
+        site.host.popen("dbus-daemon", f"--config-file={directory / 'bus.conf'}", "--nofork", "--nopidfile")
+        until((directory / "bus").exists, what="a D-Bus")
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        directory = self._directory
+        self._process = self._site.host.popen(
+            *("firewalld", "--nofork", "--nopid", "--system-config", directory / "etc-firewalld"),
+            *("--log-file", directory / "log"),
+            env=self._environment,
+        )
+        until(lambda: self("--state", check=False).startswith("running"), within=20, what="firewalld")
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+    def __call__(self, *arguments: str, check: bool = True) -> str:
+        """Run firewall-cmd and give what it prints."""
+        return self._site.host.run("firewall-cmd", *arguments, check=check, env=self._environment).stdout

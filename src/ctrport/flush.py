@@ -31,10 +31,11 @@ def flush(settings: Settings) -> list[str]:
         if nft.listing() is not None:
             nft.apply(f"delete table {ADDRESS}\n")
             done.append(f"removed table {ADDRESS}")
-        done += adjust.remove()
+        bridges = [network.bridge for network in networks.load_all(settings.root)]
+        done += adjust.remove(settings.config, bridges)
         there = {name for _, name in socket.if_nameindex()}
         ours = [links.host_interface(lease.netns) for lease in leases.every(settings.root)]
-        ours += [network.bridge for network in networks.load_all(settings.root)]
+        ours += bridges
         done += [f"removed interface {name}" for name in ours if name in there and links.remove_link(name)]
         return done + sysctl.restore(settings.state)
     finally:

@@ -13,13 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ctrport.errors import CtrportError
-from ctrport.firewall.foreign import hook, iptables, native
+from ctrport.firewall.foreign import firewalld, hook, iptables, native
 from ctrport.firewall.foreign.obstacle import Obstacle, Passage
 from ctrport.firewall.foreign.trace import OURS
 from ctrport.network import proc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from ctrport.config import Config
     from ctrport.firewall.ruleset import Links
@@ -70,6 +70,7 @@ def ensure(config: Config, links: Links) -> list[Obstacle]:
         return []
     found: list[Obstacle | None] = []
     _attempt(found, "the operator's table", partial(hook.ensure, config.mark))
+    _attempt(found, "firewalld", partial(firewalld.ensure, config.firewalld_zone, wanted.bridges))
     for chain in _forward_chains(found):
         if chain.is_handwritten:
             if config.adjust_nftables:
@@ -85,6 +86,7 @@ def diagnose(config: Config, links: Links) -> list[Obstacle]:
     wanted = passage(config, links)
     found: list[Obstacle | None] = []
     if wanted:
+        _attempt(found, "firewalld", partial(firewalld.look, config.firewalld_zone, wanted.bridges))
         chains = _forward_chains(found)
         for chain in chains:
             if chain.is_handwritten:
@@ -94,10 +96,10 @@ def diagnose(config: Config, links: Links) -> list[Obstacle]:
     return [obstacle for obstacle in dict.fromkeys(found) if obstacle is not None]
 
 
-def remove() -> list[str]:
+def remove(config: Config, bridges: Collection[str]) -> list[str]:
     """Take every rule of ours out of other people's firewalls; gives a line for each. Errors come at the end."""
     done, failures = [], []
-    for what, step in _removals():
+    for what, step in _removals(config, bridges):
         try:
             if step():
                 done.append(what)
@@ -112,7 +114,9 @@ def remove() -> list[str]:
     return done
 
 
-def _removals() -> Iterable[tuple[str, Callable[[], object]]]:
+def _removals(config: Config, bridges: Collection[str]) -> Iterable[tuple[str, Callable[[], object]]]:
+    zone = config.firewalld_zone
+    yield f"removed our bridges from zone {zone} of firewalld", partial(firewalld.remove, zone, bridges)
     chains = native.forward_chains()
     for chain in chains:
         if chain.is_handwritten:
