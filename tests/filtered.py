@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import sys
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -116,6 +117,20 @@ class FilteredSite:
         """Let our packets pass other people's firewalls, as a full pass of the program does."""
         wanted = dataclasses.replace(Config(), **config)  # type: ignore[arg-type]
         return self.host.call(lambda: adjust.ensure(wanted, LINKS))
+
+    def ensure_as_the_service_may(self) -> str:
+        """Do the same in a process with the capabilities of the systemd unit; gives what is still in the way."""
+        unit = (Path(__file__).parents[1] / "packaging/systemd/ctrport.service").read_text()
+        (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+        capabilities = ",".join(["-all", *(f"+{c.removeprefix('CAP_').lower()}" for c in line.split())])
+        code = (
+            f"import sys; sys.path[:0] = {sys.path!r}\n"
+            "from ctrport.config import Config; from ctrport.firewall.foreign import adjust\n"
+            "from filtered import LINKS\n"
+            "print(adjust.ensure(Config(), LINKS))"
+        )
+        setpriv = ("setpriv", "--no-new-privs", f"--bounding-set={capabilities}")
+        return self.host.run(*setpriv, sys.executable, "-c", code).stdout
 
     def diagnose(self) -> list[Obstacle]:
         return self.host.call(lambda: adjust.diagnose(Config(), LINKS))

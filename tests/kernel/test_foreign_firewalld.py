@@ -68,6 +68,13 @@ def test_dead_before_and_alive_after_and_after_a_reload(site: FilteredSite, daem
     assert site.rules() == without_own_table(before)
 
 
+def test_with_the_rights_of_the_service(site: FilteredSite, daemon: Firewalld):
+    """The capabilities of the systemd unit are enough."""
+    assert daemon("--state").strip() == "running"
+    assert site.ensure_as_the_service_may() == "[]\n"
+    assert site.reach() == OPEN
+
+
 def test_a_zone_that_the_operator_chose_stays(site: FilteredSite, daemon: Firewalld):
     """Whatever it lets pass: it is his word, by a pass and by a flush."""
     daemon("--permanent", "--zone=internal", "--add-interface=ctrport0")

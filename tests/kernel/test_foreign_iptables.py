@@ -68,6 +68,14 @@ def test_dead_before_and_alive_after(site: FilteredSite, backend: str, rules: li
 
 
 @both_backends
+def test_with_the_rights_of_the_service(site: FilteredSite, backend: str):
+    """The capabilities of the systemd unit are enough."""
+    iptables(site, backend, "-P FORWARD DROP")
+    assert site.ensure_as_the_service_may() == "[]\n"
+    assert site.reach() == OPEN
+
+
+@both_backends
 def test_twice_is_once(site: FilteredSite, backend: str):
     """A second pass finds all in place and changes nothing."""
     iptables(site, backend, "-P FORWARD DROP")
