@@ -52,12 +52,12 @@ class Firewalls:
 
 
 def passage(config: Config, links: Links) -> Passage:
-    """Give what must pass, with what this host's interfaces are at this moment."""
+    """Give what must pass. Bridges count before they are there: a full pass makes what is missing at its end."""
     names = {name for _, name in socket.if_nameindex()}
     return Passage(
         mark=config.mark,
-        bridges=links.bridges & names,
-        endpoints=links.endpoints & names,
+        bridges=links.bridges,
+        endpoints=links.endpoints,
         uplinks=frozenset(r.interface for r in proc.read().routes if not r.network.prefixlen),
         isolated=frozenset(name for name in names - links.bridges if DOCKER_BRIDGE.fullmatch(name)),
     )
