@@ -17,11 +17,10 @@ from ctrport.errors import ConflictError, CtrportError, HostError
 from ctrport.firewall.nft import LibNft
 from ctrport.host import lock
 from ctrport.reconcile import Reconciler
-from ctrport.service import Service
+from ctrport.service import Service, Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
@@ -30,6 +29,7 @@ log = logging.getLogger(__name__)
 SOCKET = "watch.sock"
 LINE_LIMIT = 64 << 20  # bytes: all mappings of a host, some hundred bytes each
 PATIENCE = 60.0  # seconds for the writer to answer, or to let go of the lock
+READY_PATIENCE = 5.0  # seconds that a watcher may still take for its first pass
 
 
 class Writer(Protocol):
@@ -44,18 +44,20 @@ class Writer(Protocol):
 class _Remote:
     watched = True
 
-    def __init__(self, reader: asyncio.StreamReader, sender: asyncio.StreamWriter) -> None:
+    def __init__(self, address: str, reader: asyncio.StreamReader, sender: asyncio.StreamWriter) -> None:
+        self._address = address
         self._reader, self._sender = reader, sender
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         try:
-            self._sender.write(json.dumps({"operation": operation, **arguments}).encode() + b"\n")
+            request = {"operation": operation, "containerd": self._address, **arguments}
+            self._sender.write(json.dumps(request).encode() + b"\n")
             await self._sender.drain()
             async with asyncio.timeout(PATIENCE):
                 line = await self._reader.readline()
         except (OSError, TimeoutError) as error:
             raise HostError(f"the watcher did not answer: {error or 'timed out'}", hint=_WATCHER_HINT) from error
-        if not line:
+        if not line.endswith(b"\n"):
             raise HostError("the watcher went away while it worked for us", hint=_WATCHER_HINT)
         reply = json.loads(line)
         if "error" in reply:
@@ -64,20 +66,8 @@ class _Remote:
         return dict(reply["result"])
 
 
-class _Local:
+class _Local(Session):
     watched = False
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        # As with the watcher, what has begun comes to its end: its threads would go on anyhow.
-        work = asyncio.ensure_future(self._service.operations[operation](**arguments))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await asyncio.wait([work])
-            raise
 
 
 _WATCHER_HINT = "systemctl status ctrport; journalctl -u ctrport"
@@ -95,7 +85,7 @@ async def connect(settings: Settings) -> AsyncIterator[Writer | None]:
     except PermissionError as error:
         raise HostError(f"cannot reach the watcher at {path}: permission denied", hint="run as root") from error
     try:
-        yield _Remote(reader, sender)
+        yield _Remote(settings.address, reader, sender)
     finally:
         sender.close()
 
@@ -119,17 +109,24 @@ async def writer(settings: Settings, client: Client) -> AsyncIterator[Writer]:
                 hint=f"fuser -v {settings.state / lock.WRITER}",
             )
         await asyncio.sleep(lock.POLL)
+    local = None
     try:
-        yield _Local(Service(client, Reconciler(settings, client, LibNft())))
+        local = _Local(Service(client, Reconciler(settings, client, LibNft())))
+        yield local
     finally:
+        if local is not None:
+            await local.close()
         lock.release(held)
 
 
 class Server:
-    """The watcher's end of the control socket."""
+    """The watcher's end of the control socket: it answers from the start, and works once the watcher is ready."""
 
-    def __init__(self, state: Path, service: Service) -> None:
-        self._path = state / SOCKET
+    def __init__(self, settings: Settings, service: Service) -> None:
+        self.ready = asyncio.Event()  # set once the first pass is through
+        self.trouble = "its first pass is not through yet"
+        self._settings = settings
+        self._path = settings.state / SOCKET
         self._service = service
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
@@ -154,38 +151,47 @@ class Server:
         assert task is not None  # noqa: S101 - asyncio runs this as a task
         self._clients.add(task)
         try:
-            await _converse(self._service, reader, sender)
+            await self._converse(reader, sender)
         finally:
             self._clients.discard(task)
             sender.close()
 
-
-async def _converse(service: Service, reader: asyncio.StreamReader, sender: asyncio.StreamWriter) -> None:
-    """Serve one connection until its end; what it reserved and did not use goes with it."""
-    reserved: list[list[str]] = []
-    try:
-        while line := await reader.readline():
-            reply = await _answer(service, line, reserved)
-            sender.write(json.dumps(reply).encode() + b"\n")
-            await sender.drain()
-    except (ConnectionError, ValueError) as error:
-        log.warning("a client of the control socket went wrong: %s", error)
-    for container in reserved:
+    async def _converse(self, reader: asyncio.StreamReader, sender: asyncio.StreamWriter) -> None:
+        """Serve one connection until its end; what it reserved and did not use goes with it."""
+        session = Session(self._service)
         try:
-            await service.release(container)
+            while line := await reader.readline():
+                reply = await self._answer(session, line)
+                sender.write(json.dumps(reply).encode() + b"\n")
+                await sender.drain()
+        except (OSError, ValueError) as error:
+            log.warning("a client of the control socket went wrong: %s", error)
+        await session.close()  # not when this daemon stops: the next one finds what is left
+
+    async def _answer(self, session: Session, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            operation, address = request.pop("operation"), request.pop("containerd")
+            if address != self._settings.address:
+                raise ConflictError(
+                    f"the watcher of {self._settings.state} watches {self._settings.address}, not {address}",
+                    hint="give the same --address, or another --state",
+                )
+            await self._wait_until_ready()
+            return {"result": await session.call(operation, **request)}
         except CtrportError as error:
-            log.warning("could not release what %s reserved: %s", "/".join(container), error.message)
+            return {"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}}
+        except (KeyError, TypeError, ValueError) as error:
+            return {"error": {"kind": "CtrportError", "message": f"not a request: {error!r}", "hint": None}}
+        except OSError as error:
+            log.exception("an operation failed")
+            return {
+                "error": {"kind": "HostError", "message": f"the watcher failed: {error}", "hint": _WATCHER_HINT}
+            }
 
-
-async def _answer(service: Service, line: bytes, reserved: list[list[str]]) -> dict[str, Any]:
-    try:
-        request = json.loads(line)
-        operation = request.pop("operation")
-        result = await service.operations[operation](**request)
-    except CtrportError as error:
-        return {"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}}
-    except (KeyError, TypeError, ValueError) as error:
-        return {"error": {"kind": "CtrportError", "message": f"not a request: {error}", "hint": None}}
-    if operation == "reserve":
-        reserved.append(request["container"])
-    return {"result": result}
+    async def _wait_until_ready(self) -> None:
+        try:
+            async with asyncio.timeout(READY_PATIENCE):
+                await self.ready.wait()
+        except TimeoutError:
+            raise HostError(f"the watcher is not ready: {self.trouble}", hint=_WATCHER_HINT) from None

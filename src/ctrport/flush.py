@@ -24,7 +24,10 @@ def flush(settings: Settings) -> list[str]:
     """
     held = lock.try_acquire(settings.state, lock.WRITER)
     if held is None:
-        raise ConflictError("a watcher runs and would bring everything back", hint="systemctl stop ctrport")
+        raise ConflictError(
+            "a watcher runs and would bring everything back (or another command is at work)",
+            hint="systemctl stop ctrport",
+        )
     try:
         done = []
         nft = LibNft()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 POLL = 0.02  # seconds between looks at a task that is to end
 KILL_PATIENCE = 10.0  # seconds for a task to end after SIGKILL
+OWNER_PATIENCE = 0.3  # seconds for a foreground ctr to delete its task
 
 
 async def stop(client: Client, container: Container, *, patience: float) -> None:
@@ -24,22 +25,23 @@ async def stop(client: Client, container: Container, *, patience: float) -> None
     A restart policy is told first, else containerd would start the task again.
     """
     key = container.key
-    if RESTART_STATUS in container.labels:
-        await client.set_labels(key, {RESTART_STATUS: "stopped", RESTART_STOPPED: "true"})
+    await _end_restarts(client, container)
     task = await client.task(key)
     if task is None:
         return
     if task.status.live or task.status is Status.CREATED:
         await _kill(client, key, signal.SIGTERM)
-        if not await _ended(client, key, patience):
+        if not await _reached(client, key, patience, Status.STOPPED):
             await kill(client, key)
-    await client.delete_task(key)
+    # Who runs it in the foreground takes the exit code from the task and deletes it: let them.
+    if not await _reached(client, key, OWNER_PATIENCE, None):
+        await client.delete_task(key)
 
 
 async def kill(client: Client, key: Key) -> None:
     """End a task with SIGKILL. ContainerdError when it outlives even that."""
     await _kill(client, key, signal.SIGKILL)
-    if not await _ended(client, key, KILL_PATIENCE):
+    if not await _reached(client, key, KILL_PATIENCE, Status.STOPPED):
         raise ContainerdError(
             f"{key} did not end within {KILL_PATIENCE:.0f} s of SIGKILL", hint=f"ctr task ls; {key}"
         )
@@ -47,14 +49,24 @@ async def kill(client: Client, key: Key) -> None:
 
 async def remove(client: Client, key: Key, *, force: bool) -> None:
     """Remove a container's task, record and snapshot. ConflictError for one that runs, unless forced."""
+    try:
+        container = await client.container(key)
+    except NotFoundError:
+        return
     task: Task | None = await client.task(key)
     if task is not None and task.status.live:
         if not force:
             raise ConflictError(f"container {key.id} is running", hint=f"ctrport stop {key.id}, or rm -f")
+        await _end_restarts(client, container)
         await kill(client, key)
     if task is not None:
         await client.delete_task(key)
     await client.delete_container(key)
+
+
+async def _end_restarts(client: Client, container: Container) -> None:
+    if RESTART_STATUS in container.labels:
+        await client.set_labels(container.key, {RESTART_STATUS: "stopped", RESTART_STOPPED: "true"})
 
 
 async def _kill(client: Client, key: Key, number: int) -> None:
@@ -64,12 +76,13 @@ async def _kill(client: Client, key: Key, number: int) -> None:
         return
 
 
-async def _ended(client: Client, key: Key, patience: float) -> bool:
+async def _reached(client: Client, key: Key, patience: float, status: Status | None) -> bool:
+    """Wait until a task has a status or is gone; None waits for the latter alone."""
     try:
         async with asyncio.timeout(patience):
             while True:
                 task = await client.task(key)
-                if task is None or task.status is Status.STOPPED:
+                if task is None or task.status is status:
                     return True
                 await asyncio.sleep(POLL)
     except TimeoutError:

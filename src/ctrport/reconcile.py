@@ -13,16 +13,16 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctrport.errors import CtrportError, KernelError, NotFoundError
+from ctrport import journal
+from ctrport.errors import ContainerdError, CtrportError, KernelError, NotFoundError
 from ctrport.firewall import record, ruleset
 from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import Transaction, difference
 from ctrport.host import facts, sysctl
 from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, read_workload
-from ctrport.model.bindings import Binding, Change, Incumbent, State, socket_text
 from ctrport.model.ledger import Ledger
-from ctrport.model.workload import Endpoint, Key
+from ctrport.model.workload import Endpoint, Key, Status
 from ctrport.network import networks, proc
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
     from ctrport.firewall.table import Element, Elements, Listing, Table
+    from ctrport.model.bindings import Binding, Change, Incumbent
     from ctrport.model.workload import Container, Task, Workload
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Snapshot:
 
     workloads: dict[Key, Workload] = field(default_factory=dict)
     exited_for_good: set[Key] = field(default_factory=set)  # `run -d --rm` whose task has ended
+    uncertain: set[Key] = field(default_factory=set)  # whose task gave no clear answer: left as they were
     known: set[Key] = field(default_factory=set)  # every container of every namespace, as of the last resync
 
 
@@ -58,9 +60,13 @@ class Reconciler:
         self._nft = nft
         self._firewalls = Firewalls(settings.config)  # of others
         self._elements: Elements = {}  # what the kernel is to hold
+        self._believed = False  # whether the kernel holds it: not before the first pass, nor after a failure
+        self._routes = proc.NetworkNamespace((), ())  # of this host, as of this pass
 
     async def resync(self, *, apply: bool = True) -> list[Change]:
         """Read everything; make the kernel's table equal to what it should be, unless only looking."""
+        self._believed = False
+        self._routes = await asyncio.to_thread(proc.read)
         await self._read_all()
         listing = await asyncio.to_thread(self._nft.listing)
         host = await asyncio.to_thread(facts.read)
@@ -81,14 +87,17 @@ class Reconciler:
                 if listing is not None:
                     log.warning("the rules in %s are not the ones to be: replacing the table", table.address)
                 await self._rebuild(table)
-            _log_changes(changes)
+            self._believed = True
+            journal.log_changes(changes)
         return changes
 
     async def refresh(self, keys: Iterable[Key]) -> list[Change]:
         """Read a few containers and apply what changed for them."""
-        if self.ledger is None:
+        if self.ledger is None or not self._believed:
             return await self.resync()
+        self._believed = False
         keys = tuple(keys)
+        self._routes = await asyncio.to_thread(proc.read)
         for key in keys:
             await self._read(key)
         if any(key in self.snapshot.workloads or key in self.reserved for key in keys):
@@ -98,7 +107,8 @@ class Reconciler:
         self._set_up_host(links)
         await asyncio.to_thread(self._firewalls.ensure_once, links)
         await self._commit(self._difference(changes, links))
-        _log_changes(changes)
+        self._believed = True
+        journal.log_changes(changes)
         return changes
 
     def bindings(self, key: Key) -> tuple[Binding, ...]:
@@ -136,12 +146,24 @@ class Reconciler:
     async def _note(self, container: Container, task: Task | None) -> None:
         """Take a container into the snapshot as it is now."""
         key = container.key
-        endpoint = None
-        if task is not None and task.status.live:
-            endpoint = await self._endpoint(container, task)
-        if task is not None and not task.status.live and _is_auto_remove(container) and key not in self.reserved:
+        before = self.snapshot.workloads.get(key)
+        self.snapshot.uncertain.discard(key)
+        try:
+            if task is None and before is not None and before.endpoint is not None:
+                task = await self._client.task(key)  # a listing leaves out a task whose shim does not answer
+            live = task is not None and task.status.live
+            endpoint = await self._endpoint(container, task) if live and task else None
+        except ContainerdError as error:
+            log.warning("no clear answer about the task of %s: %s", key, error.message)
+            self.snapshot.uncertain.add(key)
+            return
+        if task is not None and task.status is Status.UNKNOWN:
+            self.snapshot.uncertain.add(key)
+            return
+        exited = task is not None and task.status is Status.STOPPED
+        if exited and _is_auto_remove(container) and key not in self.reserved:
             self.snapshot.exited_for_good.add(key)
-        before = self.snapshot.workloads.pop(key, None)
+        self.snapshot.workloads.pop(key, None)
         if (workload := read_workload(container, endpoint)) is not None:
             self.snapshot.workloads[key] = workload
             if before is None or before.problems != workload.problems:
@@ -158,8 +180,7 @@ class Reconciler:
         if again is None or again.pid != task.pid or not again.status.live:
             return None
         ipv4, ipv6 = inside.ipv4, inside.ipv6
-        routes = proc.read()
-        towards = next((routes.interface_towards(a) for a in (ipv4, ipv6) if a), None)
+        towards = next((self._routes.interface_towards(a) for a in (ipv4, ipv6) if a), None)
         return Endpoint(ipv4=ipv4, ipv6=ipv6, interface=towards)
 
     def _judge(self, keys: Iterable[Key]) -> list[Change]:
@@ -185,10 +206,12 @@ class Reconciler:
 
     def _links(self) -> Links:
         workloads = (*self.snapshot.workloads.values(), *self.reserved.values())
-        return Links(
-            bridges=frozenset(n.bridge for n in networks.load_all(self.settings.root)),
-            endpoints=frozenset(w.endpoint.interface for w in workloads if w.endpoint and w.endpoint.interface),
-        )
+        towards = {w.endpoint.interface for w in workloads if w.endpoint and w.endpoint.interface}
+        for name in {n for n in towards if not ruleset.can_name(n)}:
+            log.warning("interface %a cannot be named in nftables: a container behind it cannot reach itself", name)
+            towards.discard(name)
+        bridges = frozenset(n.bridge for n in networks.load_all(self.settings.root))
+        return Links(bridges=bridges, endpoints=frozenset(towards))
 
     def _set_up_host(self, links: Links) -> None:
         """Set what mappings need of the kernel; what cannot be set is said and does not stop the pass."""
@@ -245,24 +268,9 @@ def _is_auto_remove(container: Container) -> bool:
     return container.annotations.get(AUTO_REMOVE) == "true"
 
 
-def _incumbents(listing: Listing | None) -> dict[Incumbent, int]:
+def _incumbents(listing: Listing | None) -> dict[Incumbent, set[int]]:
     """Give the mappings that the kernel serves, by what names them: read once, when a writer starts."""
-    return dict(ruleset.incumbents(listing.elements)) if listing else {}
-
-
-def _log_changes(changes: Iterable[Change]) -> None:
-    """One line a mapping, once the kernel has it: what it was, what became of it, and why."""
-    for old, new in changes:
-        if old is not None and old.state is State.ACTIVE:
-            log.info("unpublished %s", _mapping_text(old))
-        if new is not None and new.state is State.ACTIVE:
-            log.info("published %s", _mapping_text(new))
-        elif new is not None:
-            log.warning("%s %s: %s: %s", new.state, new.owner, new.mapping, new.reason)
-
-
-def _mapping_text(binding: Binding) -> str:
-    mapping = binding.mapping
-    where = socket_text(mapping.host_ip, binding.host_port or 0, mapping.protocol)
-    targets = " and ".join(str(a) for a in (binding.ipv4, binding.ipv6) if a is not None)
-    return f"{binding.owner} {where} -> {targets} port {mapping.container_port}"
+    found: dict[Incumbent, set[int]] = {}
+    for incumbent, port in ruleset.incumbents(listing.elements) if listing else ():
+        found.setdefault(incumbent, set()).add(port)
+    return found

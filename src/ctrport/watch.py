@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RETRY = (0.1, 10.0)  # seconds between failed passes: the first pause, and the longest
+SECOND_LOOK = 2.0  # seconds until a task is looked at again that gave no clear answer
+STOP_PATIENCE = 10.0  # seconds for the pass at work to end before the daemon does
 
 
 @dataclass(slots=True)
@@ -66,14 +68,17 @@ async def run(settings: Settings) -> None:
             f"another ctrport watches already: it holds {settings.state / lock.WRITER}",
             hint="one watcher a host; systemctl status ctrport",
         )
+    fatal: CtrportError | None = None
     try:
         nft = LibNft()
         async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
             await _watch(settings, client, Service(client, Reconciler(settings, client, nft)))
     except* CtrportError as failures:
-        raise failures.exceptions[0] from None
+        fatal = _first(failures)
     finally:
         lock.release(held)
+    if fatal is not None:  # raised here: Python 3.11.2 wraps what an except* block raises
+        raise fatal
 
 
 async def _watch(settings: Settings, client: Client, service: Service) -> None:
@@ -82,20 +87,35 @@ async def _watch(settings: Settings, client: Client, service: Service) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, doubt.raise_all)
-    async with asyncio.TaskGroup() as group:
-        events = Watch(client)
-        tasks = [
-            group.create_task(events.run()),
-            group.create_task(_listen(events, doubt)),
-            group.create_task(_remind(doubt, settings.config.resync_seconds)),
-            group.create_task(_listen_to_firewalld(doubt)),
-            group.create_task(_reconcile(settings, service, doubt)),
-        ]
-        await stop.wait()
-        notify("STOPPING=1")
-        log.info("stopping; the rules stay: ctrport flush removes them")
-        for task in tasks:
-            task.cancel()
+    server = control.Server(settings, service)
+    await server.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            events = Watch(client)
+            tasks = [
+                group.create_task(events.run()),
+                group.create_task(_listen(events, doubt)),
+                group.create_task(_remind(doubt, settings.config.resync_seconds)),
+                group.create_task(_listen_to_firewalld(doubt)),
+                group.create_task(_reconcile(settings, service, server, doubt)),
+            ]
+            await stop.wait()
+            notify("STOPPING=1")
+            log.info("stopping; the rules stay: ctrport flush removes them")
+            async with service.pause(STOP_PATIENCE):  # let a pass that writes come to its end
+                for task in tasks:
+                    task.cancel()
+    finally:
+        await server.stop()
+
+
+def _first(failures: BaseExceptionGroup[CtrportError]) -> CtrportError:
+    """Give one of the errors of a group, however deep it lies."""
+    found: BaseException = failures
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, CtrportError)  # noqa: S101 - what except* has matched
+    return found
 
 
 async def _listen(events: Watch, doubt: Doubt) -> None:
@@ -120,32 +140,31 @@ async def _remind(doubt: Doubt, seconds: float) -> None:
         doubt.raise_all()
 
 
-async def _reconcile(settings: Settings, service: Service, doubt: Doubt) -> None:
+async def _reconcile(settings: Settings, service: Service, server: control.Server, doubt: Doubt) -> None:
     """Make passes as doubt comes, one after the other; a failed one is made again as a full one."""
-    server: control.Server | None = None
     pause = RETRY[0]
-    try:
-        while True:
-            keys, everything = await doubt.take()
-            try:
-                if everything or server is None:
-                    await service.resync()
-                else:
-                    await service.converge([list(key) for key in keys])
-            except CtrportError as error:
-                if server is None and isinstance(error, HostError):
-                    raise  # this host lacks what no further try will bring: say so now, not by a start that hangs
-                log.error("a pass failed, next try in %.1f s: %s", pause, error.message)  # noqa: TRY400
-                doubt.raise_all()
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, RETRY[1])
-                continue
-            pause = RETRY[0]
-            if server is None:
-                server = control.Server(settings.state, service)
-                await server.start()
-                log.info("watching containerd at %s, pid %d", settings.address, os.getpid())
-                notify("READY=1\nSTATUS=watching")
-    finally:
-        if server is not None:
-            await server.stop()
+    while True:
+        keys, everything = await doubt.take()
+        try:
+            if everything or not server.ready.is_set():
+                await service.resync()
+            else:
+                await service.converge([list(key) for key in keys])
+        except Exception as error:  # one of the two top levels: a daemon that keeps ports up goes on
+            if isinstance(error, HostError) and not server.ready.is_set():
+                raise  # this host lacks what no further try will bring: say so now, not by a start that hangs
+            server.trouble = str(error)
+            log.error(  # noqa: TRY400 - told in our words where they are ours
+                "a pass failed, next try in %.1f s: %s", pause, error, exc_info=not isinstance(error, CtrportError)
+            )
+            doubt.raise_all()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY[1])
+            continue
+        pause = RETRY[0]
+        for key in service.uncertain():
+            asyncio.get_running_loop().call_later(SECOND_LOOK, doubt.raise_about, key)
+        if not server.ready.is_set():
+            server.ready.set()
+            log.info("watching containerd at %s, pid %d", settings.address, os.getpid())
+            notify("READY=1\nSTATUS=watching")

@@ -36,7 +36,7 @@ runpy.run_module("ctrport", run_name="__main__", alter_sys=True)
 # has it: the module below says what libnftables 1.0.6 says then.
 STUB_NFTABLES = """
 class Nftables:
-    def set_json_output(self, on): pass
+    def __getattr__(self, name): return lambda *arguments: None
     def cmd(self, script):
         return 1, "", "Error: cache initialization failed: Protocol not supported\\n"
 """

@@ -252,9 +252,9 @@ def test_a_listener_that_comes_later_takes_nothing():
     ledger.set_host(listening("0.0.0.0:8080"))
     assert ledger.settle() == []
     incumbent = Incumbent(key("a"), Protocol.TCP, None, 80)
-    again = settled(container("a", "8080:80"), host=listening("0.0.0.0:8080"), incumbents={incumbent: 8080})
+    again = settled(container("a", "8080:80"), host=listening("0.0.0.0:8080"), incumbents={incumbent: {8080}})
     assert state(again, "a") is ACTIVE
-    another = settled(container("b", "8080:80"), host=listening("0.0.0.0:8080"), incumbents={incumbent: 8080})
+    another = settled(container("b", "8080:80"), host=listening("0.0.0.0:8080"), incumbents={incumbent: {8080}})
     assert state(another, "b") is WAITING
 
 
@@ -377,9 +377,9 @@ def test_a_removed_container_leaves_no_memory():
 def test_incumbents_keep_their_numbers():
     """A writer that starts anew gives what the kernel serves already, whoever is older."""
     incumbents = {
-        Incumbent(key("a"), Protocol.TCP, None, 80): 40002,
-        Incumbent(key("b"), Protocol.TCP, None, 80): 8081,
-        Incumbent(key("c"), Protocol.TCP, None, 80): 50000,  # outside the range of today
+        Incumbent(key("a"), Protocol.TCP, None, 80): {40002},
+        Incumbent(key("b"), Protocol.TCP, None, 80): {8081},
+        Incumbent(key("c"), Protocol.TCP, None, 80): {50000},  # outside the range of today
     }
     ledger = settled(
         container("c", "80", 0),
@@ -595,19 +595,15 @@ def test_a_new_writer_keeps_what_is_served(history: list[Event], host: Host):
     for event in history:
         apply(ledger, event)
     ledger.settle()
-    served = {
-        Incumbent(b.owner, b.mapping.protocol, None if is_wildcard(b.mapping.host_ip) else b.mapping.host_ip, 0): b
-        for each in everything(ledger).values()
-        for b in each
-        if b.state is ACTIVE
-    }
-    incumbents = {
-        incumbent._replace(container_port=b.mapping.container_port): b.host_port or 0
-        for incumbent, b in served.items()
-    }
+    served = [b for each in everything(ledger).values() for b in each if b.state is ACTIVE]
+    incumbents: dict[Incumbent, set[int]] = {}
+    for b in served:
+        host_ip = None if is_wildcard(b.mapping.host_ip) else b.mapping.host_ip
+        incumbent = Incumbent(b.owner, b.mapping.protocol, host_ip, b.mapping.container_port)
+        incumbents.setdefault(incumbent, set()).add(b.host_port or 0)
     again = settled(*last_words(history).values(), host=host, incumbents=incumbents)
     active = {(b.owner, b.mapping) for each in everything(again).values() for b in each if b.state is ACTIVE}
-    assert {(b.owner, b.mapping) for b in served.values() if b.mapping.host_port is not None} <= active
+    assert {(b.owner, b.mapping) for b in served if b.mapping.host_port is not None} <= active
 
 
 @given(history=events(exact=False), host=hosts())
@@ -676,3 +672,10 @@ def test_ten_thousand_ports_are_given_out_quickly():
     assert {b.state for b in ledger.bindings(key("a"))} == {ACTIVE}
     ledger.put(container("b", "8080:80", 2))
     assert len(ledger.settle()) == 1
+
+
+def test_two_ports_for_one_container_port_both_survive_a_new_writer():
+    """A pool keeps its number beside an exact port for the same container port."""
+    incumbents = {Incumbent(key("a"), Protocol.TCP, None, 80): {8002, 9000}}
+    again = settled(container("a", "9000:80 8000-8010:80"), incumbents=incumbents)
+    assert [b.host_port for b in again.bindings(key("a"))] == [9000, 8002]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctrport.model.listing import Published, port_lines, ports_column
-from ctrport.model.ports import Protocol
-from strategies import host_ips, protocols
+from ctrport.model.listing import Published, join, port_lines, ports_column
+from ctrport.model.ports import PortMapping, Protocol, parse, parse_list
+from strategies import host_ips, port_mappings, protocols
 
 ANY = "0.0.0.0"  # noqa: S104 - printed, not bound
 
@@ -131,3 +131,15 @@ def test_lines_are_one_each(ports: set[Published]):
     lines = port_lines(ports)
     assert lines == port_lines(sorted(ports, key=str, reverse=True))
     assert len(set(lines)) == len(ports)
+
+
+@given(st.lists(port_mappings(), max_size=20))
+def test_joined_specs_read_back_as_the_same_mappings(mappings: list[PortMapping]) -> None:
+    """Specs in short mean what the mappings mean, in the same order."""
+    assert parse_list(join(mappings)) == (tuple(mappings), ())
+
+
+def test_a_run_of_ports_is_joined_to_one_range() -> None:
+    """Ten thousand ports fit into one argument of a command."""
+    assert join(parse("20000-29999:20000-29999")) == "20000-29999:20000-29999/tcp"
+    assert join(parse("[2001:db8::1]:53-54:53-54/udp") + parse("80")) == "[2001:db8::1]:53-54:53-54/udp 80/tcp"

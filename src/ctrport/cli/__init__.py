@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ctrport.errors import CtrportError
+from ctrport.errors import CtrportError, HostError
 
 
 def main() -> None:
@@ -22,4 +22,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `ctrport ps | head`
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:  # a directory that cannot be made, a disk that is full
+        from ctrport.cli.output import print_error  # noqa: PLC0415
+
+        print_error(HostError(str(error), hint="look at --root and --state: ctrport --help"))
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +73,7 @@ def options(
     """Docker's published ports for plain containerd, kept in nftables maps."""
     log.set_up(verbose=verbose, daemon=context.invoked_subcommand == "watch")
     context.obj = Settings(
-        address=address.removeprefix("unix://"),
+        address=os.path.realpath(address.removeprefix("unix://")),  # /var/run is /run: one name for one containerd
         namespace=check_identifier("--namespace", namespace),
         root=root.absolute(),
         state=state.absolute(),

@@ -61,7 +61,7 @@ def ps(
 
     entries = asyncio.run(_entries(context.obj, stopped=all_))
     if format_ is Format.JSON:
-        print_json(containers=[{k: v for k, v in e.items() if k != "problems"} for e in entries])
+        print_json(containers=entries)
         return
     rows = []
     for entry in entries:
@@ -127,7 +127,10 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
 
     async def everyone() -> bool:
         failed = False
-        async with Client(settings.address) as client, writer(settings, client) as link:
+        async with (
+            Client(settings.address, timeout=settings.config.timeout_seconds) as client,
+            writer(settings, client) as link,
+        ):
             for name in containers:
                 try:
                     await work(client, link, _key(settings, name))
@@ -145,7 +148,7 @@ async def _entry(settings: Settings, key: Key) -> dict[str, Any]:
     from ctrport.containerd.client import Client  # noqa: PLC0415
     from ctrport.observe import bindings  # noqa: PLC0415
 
-    async with Client(settings.address) as client:
+    async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
         await client.container(key)
         for entry in await bindings(settings, client):
             if Key(entry["namespace"], entry["id"]) == key:
@@ -159,7 +162,7 @@ async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]
     from ctrport.observe import bindings  # noqa: PLC0415
 
     entries = []
-    async with Client(settings.address) as client:
+    async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
         found = {Key(e["namespace"], e["id"]): e for e in await bindings(settings, client)}
         tasks = await client.tasks(settings.namespace)
         for container in sorted(await client.containers(settings.namespace), key=lambda c: c.created_at):

@@ -32,7 +32,10 @@ def sync(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
     settings: Settings = context.obj
 
     async def work() -> tuple[bool, dict[str, object]]:
-        async with Client(settings.address) as client, writer(settings, client) as link:
+        async with (
+            Client(settings.address, timeout=settings.config.timeout_seconds) as client,
+            writer(settings, client) as link,
+        ):
             return link.watched, await link.call("resync")
 
     watched, result = asyncio.run(work())
@@ -60,7 +63,7 @@ def rules(
     settings: Settings = context.obj
 
     async def work() -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-        async with Client(settings.address) as client:
+        async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
             table, drift = await tables(settings, client)
             return table.declaration(), drift.missing, drift.surplus
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from ctrport.cli.output import print_error, print_lines, warn
 from ctrport.config import Settings
-from ctrport.errors import CtrportError, InputError
+from ctrport.errors import CtrportError, HostError, InputError
 from ctrport.model import ports
 from ctrport.run import options as opts
 from ctrport.run.options import Options
@@ -116,6 +115,9 @@ def run(
         code = _run(context.obj, wanted)
     except InputError:
         raise
+    except OSError as error:
+        print_error(HostError(str(error), hint="look at --root and --state: ctrport --help"))
+        code = RUN_FAILED
     except CtrportError as error:
         print_error(error)
         code = max(RUN_FAILED, error.exit_code)
@@ -132,8 +134,9 @@ def _run(settings: Settings, wanted: Options) -> int:
     async def work() -> int:
         # Until the container runs, SIGTERM is treated as Ctrl-C: what was begun is taken back.
         current = asyncio.current_task()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel if current else sys.exit)
-        async with Client(settings.address) as client:
+        assert current is not None  # noqa: S101 - asyncio.run makes one
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
+        async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
             started = await run_container(settings, client, wanted)
         if started.exit_code is None:
             print_lines([started.name])
@@ -146,8 +149,10 @@ def _run(settings: Settings, wanted: Options) -> int:
 
     try:
         return asyncio.run(work())
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
 
 
 def _publish(specs: list[str]) -> tuple[ports.PortMapping, ...]:

@@ -43,7 +43,6 @@ ADDRESS = f"{FAMILY} {TABLE}"
 # Bit 16. Taken by others: CNI 0x2000, kube-proxy 0x4000 and 0x8000, netavark 0x1000 and 0x2000, Calico 20-31.
 DEFAULT_MARK = 0x10000
 COMMENT_LIMIT = 128  # bytes, NFTNL_UDATA_COMMENT_MAXLEN of libnftnl
-INTERFACE_LIMIT = 15  # IFNAMSIZ - 1
 
 PUBLISHED4, PUBLISHED6 = "published4", "published6"
 PUBLISHED_ON4, PUBLISHED_ON6 = "published_on4", "published_on6"
@@ -160,9 +159,17 @@ def comment_for(owner: Key) -> str:
     return f"{clean[: COMMENT_LIMIT - 17]}~{digest}"
 
 
+def can_name(interface: str) -> bool:
+    """Whether nft takes an interface's name in quotes: printable ASCII, no quote, slash or backslash, no wildcard.
+
+    At most 15 characters: IFNAMSIZ - 1.
+    """
+    return re.fullmatch(r"[!#-)+-.0-\[\]-~]{1,15}", interface) is not None
+
+
 def _quote(interface: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.\-@:]+", interface) or len(interface) > INTERFACE_LIMIT:
-        raise ValueError(f"not an interface name: {interface!r}")
+    if not can_name(interface):
+        raise ValueError(f"not an interface name for nftables: {interface!r}")
     return f'"{interface}"'
 
 

@@ -1,7 +1,8 @@
 """nftables' nouns: table, chain, rule, map, set, element, transaction; and their text.
 
 Data in, text out. Nothing here knows what a container is, and nothing here runs `nft`.
-A rule is compared by its comment alone: what nft prints of a rule differs between its versions.
+What nft prints of a rule differs between its versions, so a rule is compared by its comment, and beyond that by a
+digest of what the kernel listed when it was written (`record`).
 """
 
 from __future__ import annotations

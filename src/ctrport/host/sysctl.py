@@ -77,7 +77,11 @@ def restore(state: Path) -> list[str]:
     for name, value in _recorded(state).items():
         now = read(name)
         if now is not None and now != value:
-            (PROC / name).write_text(value, "ascii")
+            try:
+                (PROC / name).write_text(value, "ascii")
+            except OSError as error:
+                done.append(f"could not put back {name.replace('/', '.')} to {value}: {error.strerror}")
+                continue
             done.append(f"put back {name.replace('/', '.')} from {now} to {value}")
     path.unlink(missing_ok=True)
     return done

@@ -14,68 +14,38 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from ctrport.model.bindings import Binding, Change, Host, Incumbent, State, is_wildcard, socket_text
+from ctrport.model.bindings import Binding, Change, Host, State, is_wildcard, socket_text
+from ctrport.model.request import groups, request_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
-    from ctrport.model.bindings import IPAddress, Listener
+    from ctrport.model.bindings import Incumbent, Listener
     from ctrport.model.ports import PortMapping, Protocol
+    from ctrport.model.request import Request
     from ctrport.model.workload import Key, Workload
 
 ALL_ALLOCATED = "all ports are allocated"  # Docker's words for an exhausted pool
 IPV6_LOOPBACK = IPv6Address("::1")
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Request:
-    owner: Key
-    created_at: int
-    mapping: PortMapping
-    ipv4: IPv4Address | None
-    ipv6: IPv6Address | None
-    port: int | None
-    binding: Binding | None = None
-
-    @property
-    def rank(self) -> tuple[int, Key]:
-        return self.created_at, self.owner
-
-    @property
-    def floating(self) -> bool:
-        return self.mapping.host_port is None
-
-    @property
-    def incumbent(self) -> Incumbent:
-        host_ip = None if is_wildcard(self.mapping.host_ip) else self.mapping.host_ip
-        return Incumbent(self.owner, self.mapping.protocol, host_ip, self.mapping.container_port)
-
-    @property
-    def families(self) -> tuple[int, ...]:
-        return tuple(f for f, address in ((4, self.ipv4), (6, self.ipv6)) if address is not None)
-
-    def overlaps(self, address: IPAddress | None, families: Iterable[int]) -> bool:
-        """Say whether both want one socket: a wildcard takes all addresses of its families."""
-        mine = self.mapping.host_ip
-        same_address = is_wildcard(mine) or is_wildcard(address) or mine == address
-        return same_address and any(f in families for f in self.families)
-
-
 class Ledger:
     """Host ports and their holders. `put` and `remove` say what changed, `settle` decides."""
 
-    def __init__(self, host: Host | None = None, incumbents: Mapping[Incumbent, int] | None = None) -> None:
-        self._requests: dict[Key, dict[object, _Request]] = {}
-        self._buckets: dict[tuple[Protocol, int], list[_Request]] = {}
+    def __init__(
+        self, host: Host | None = None, incumbents: Mapping[Incumbent, Iterable[int]] | None = None
+    ) -> None:
+        self._requests: dict[Key, dict[object, Request]] = {}
+        self._buckets: dict[tuple[Protocol, int], list[Request]] = {}
         self._dirty: dict[tuple[Protocol, int], None] = {}
-        self._open: list[_Request] = []  # pools and automatic ones without a port
+        self._open: list[Request] = []  # pools and automatic ones without a port
         self._changes: list[Change] = []
-        self._incumbents = dict(incumbents or {})
-        self._last_ports: dict[Key, dict[Incumbent, int]] = {}  # of floating requests, for a restarted task
+        self._listeners: dict[tuple[Protocol, int], list[Listener]] = {}
+        self._incumbents = {who: set(ports) for who, ports in (incumbents or {}).items()}
+        self._last_ports: dict[Key, dict[PortMapping, int]] = {}  # of floating requests, for a restarted task
         self.set_host(host or Host())
 
     def set_host(self, host: Host) -> None:
@@ -86,29 +56,32 @@ class Ledger:
         self._dirty.update(dict.fromkeys(self._buckets))
 
     def set_listeners(self, listeners: Iterable[Listener]) -> None:
-        """Take the host's sockets as they are now; only requests that change are judged by them."""
-        self._listeners: dict[tuple[Protocol, int], list[Listener]] = {}
+        """Take the host's sockets as they are now; who waits for one that is gone is judged again."""
+        former = self._listeners
+        self._listeners = {}
         for listener in listeners:
             self._listeners.setdefault((listener.protocol, listener.port), []).append(listener)
+        self._dirty.update((name, None) for name in former if name not in self._listeners and name in self._buckets)
 
     def put(self, workload: Workload) -> None:
         """Set what a container asks for; the same workload again changes nothing."""
         old = self._requests.get(workload.key, {})
-        new: dict[object, _Request] = {}
+        new: dict[object, Request] = {}
         for mapping in workload.requests if workload.endpoint else ():
-            request = _request(workload, mapping)
+            request = request_of(workload, mapping)
             identity: object = (mapping, request.ipv4, request.ipv6)
             new[identity] = old.get(identity) or request
         for identity, request in old.items():
             if identity not in new:
                 self._leave(request)
         self._requests[workload.key] = new
+        exact = {r.port for r in new.values() if not r.floating and r.port is not None}
         for identity, request in new.items():
             if request.created_at != workload.created_at:  # a reservation has become a container
                 self._rank(request, workload.created_at)
             if identity not in old:
                 if request.floating:
-                    request.port = self._former_port(request)
+                    request.port = self._former_port(request, exact)
                 self._enter(request)
 
     def remove(self, key: Key) -> None:
@@ -130,19 +103,21 @@ class Ledger:
         self._judge()
         self._open.sort(key=lambda r: (r.mapping.host_port_pool is None, r.rank))
         waiting, self._open = self._open, []
-        for group in _groups(waiting):
+        for group in groups(waiting):
             self._assign(group)
         self._judge()
         changes, self._changes = self._changes, []
         return changes
 
-    def _former_port(self, request: _Request) -> int | None:
-        last = self._last_ports.get(request.owner, {}).get(request.incumbent)
-        port = self._incumbents.get(request.incumbent, last)
+    def _former_port(self, request: Request, exact: Container[int]) -> int | None:
+        """Give the port that a floating request had, unless its container asks for that one by number."""
         low, high = request.mapping.host_port_pool or self._host.automatic
-        return port if port is not None and low <= port <= high else None
+        last = self._last_ports.get(request.owner, {}).get(request.mapping)
+        served = sorted(self._incumbents.get(request.incumbent, ()))
+        former = [p for p in (last, *served) if p is not None and low <= p <= high and p not in exact]
+        return former[0] if former else None
 
-    def _enter(self, request: _Request) -> None:
+    def _enter(self, request: Request) -> None:
         if request.port is None:
             self._open.append(request)
             return
@@ -150,25 +125,25 @@ class Ledger:
         bisect.insort(self._buckets.setdefault(name, []), request, key=lambda r: r.rank)
         self._dirty[name] = None
 
-    def _rank(self, request: _Request, created_at: int) -> None:
+    def _rank(self, request: Request, created_at: int) -> None:
         request.created_at = created_at
         if request.port is not None:
             name = (request.mapping.protocol, request.port)
             self._buckets[name].sort(key=lambda r: r.rank)
             self._dirty[name] = None
 
-    def _leave(self, request: _Request) -> None:
+    def _leave(self, request: Request) -> None:
         if request.port is None:
             self._open.remove(request)
         else:
             self._vacate(request, request.port)
             if request.floating:
-                self._last_ports.setdefault(request.owner, {})[request.incumbent] = request.port
-        self._incumbents.pop(request.incumbent, None)
+                self._last_ports.setdefault(request.owner, {})[request.mapping] = request.port
+        self._incumbents.get(request.incumbent, set()).discard(request.port or 0)
         if request.binding is not None:
             self._changes.append(Change(request.binding, None))
 
-    def _vacate(self, request: _Request, port: int) -> None:
+    def _vacate(self, request: Request, port: int) -> None:
         name = (request.mapping.protocol, port)
         self._buckets[name].remove(request)
         if not self._buckets[name]:
@@ -180,8 +155,9 @@ class Ledger:
     def _judge(self) -> None:
         """Serve each changed bucket in the order of creation."""
         while self._dirty:
-            name, _ = self._dirty.popitem()
-            winners: list[_Request] = []
+            name = next(iter(self._dirty))
+            del self._dirty[name]
+            winners: list[Request] = []
             for request in tuple(self._buckets.get(name, ())):
                 if refusal := self._refusal(request):
                     self._report(request, State.REFUSED, refusal)
@@ -195,7 +171,7 @@ class Ledger:
                     winners.append(request)
                     self._report(request, State.ACTIVE)
 
-    def _assign(self, group: list[_Request]) -> None:
+    def _assign(self, group: list[Request]) -> None:
         """Give the first port that is free for the whole group."""
         if refusal := self._refusal(group[0]):
             self._leave_open(group, State.REFUSED, refusal)
@@ -216,17 +192,17 @@ class Ledger:
             return
         self._leave_open(group, State.WAITING, ALL_ALLOCATED)
 
-    def _leave_open(self, group: list[_Request], state: State, reason: str) -> None:
+    def _leave_open(self, group: list[Request], state: State, reason: str) -> None:
         self._open.extend(group)
         for request in group:
             self._report(request, state, reason)
 
-    def _bucket(self, request: _Request, port: int) -> Iterable[_Request]:
+    def _bucket(self, request: Request, port: int) -> Iterable[Request]:
         """Give who stands in a port's bucket, but for those that are refused and will never be served there."""
         bucket = self._buckets.get((request.mapping.protocol, port), ())
         return [r for r in bucket if r.binding is None or r.binding.state is not State.REFUSED]
 
-    def _refusal(self, request: _Request) -> str:
+    def _refusal(self, request: Request) -> str:
         host_ip = request.mapping.host_ip
         if host_ip == IPV6_LOOPBACK:
             return "[::1] cannot be published: the kernel routes no packet from ::1 to a container"
@@ -237,7 +213,7 @@ class Ledger:
             return f"the container has no {family} address"
         return ""
 
-    def _holder(self, request: _Request, port: int, earlier: Iterable[_Request]) -> str:
+    def _holder(self, request: Request, port: int, earlier: Iterable[Request]) -> str:
         """Who keeps this request from a port, in words; empty when nobody does."""
         protocol = request.mapping.protocol
         for other in earlier:
@@ -245,7 +221,7 @@ class Ledger:
                 return f"{socket_text(other.mapping.host_ip, port, protocol)} is held by container {other.owner}"
         # A published port is not lost to a program that starts to listen on it later: packets do not reach it.
         served = request.port == port and request.binding and request.binding.state is State.ACTIVE
-        if served or self._incumbents.get(request.incumbent) == port:
+        if served or port in self._incumbents.get(request.incumbent, ()):
             return ""
         for listener in self._listeners.get((protocol, port), ()):
             if request.overlaps(listener.address, listener.families):
@@ -253,7 +229,7 @@ class Ledger:
                 return f"{where} is held by {listener.holder or 'a process that listens there'}"
         return ""
 
-    def _report(self, request: _Request, state: State, reason: str = "") -> None:
+    def _report(self, request: Request, state: State, reason: str = "") -> None:
         new = Binding(
             owner=request.owner,
             mapping=request.mapping,
@@ -266,28 +242,3 @@ class Ledger:
         if new != request.binding:
             self._changes.append(Change(request.binding, new))
             request.binding = new
-
-
-def _request(workload: Workload, mapping: PortMapping) -> _Request:
-    endpoint = workload.endpoint
-    host_ip = mapping.host_ip
-    return _Request(
-        owner=workload.key,
-        created_at=workload.created_at,
-        mapping=mapping,
-        ipv4=endpoint.ipv4 if endpoint and not isinstance(host_ip, IPv6Address) else None,
-        ipv6=endpoint.ipv6 if endpoint and not isinstance(host_ip, IPv4Address) else None,
-        port=mapping.host_port,
-    )
-
-
-def _groups(requests: list[_Request]) -> Iterator[list[_Request]]:
-    """One container's automatic requests for one port in several protocols get the same number."""
-    groups: dict[object, list[_Request]] = {}
-    for request in requests:
-        mapping = request.mapping
-        name: object = id(request)
-        if mapping.host_port_pool is None:
-            name = (request.owner, mapping.host_ip, mapping.container_port)
-        groups.setdefault(name, []).append(request)
-    yield from groups.values()

@@ -1,4 +1,4 @@
-"""Published ports as people read them: the lines of `port` and the PORTS column of `ps`.
+"""Published ports as people read them: the lines of `port`, the PORTS column of `ps`, and specs in short.
 
 Knows only how to print. Must not know where the ports were found, or what a container is.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
-    from ctrport.model.ports import Protocol
+    from ctrport.model.ports import PortMapping, Protocol
 
 
 class Published(NamedTuple):
@@ -75,3 +75,38 @@ def _order(one: Published) -> tuple[int, str, int, int, int]:
 
 def _span(first: int, count: int) -> str:
     return f"{first}" if count == 1 else f"{first}-{first + count - 1}"
+
+
+def join(mappings: Iterable[PortMapping]) -> str:
+    """Give specs that `parse_list` reads back as the same mappings; runs of ports are written as ranges.
+
+    Written out, 10,000 ports would not fit into one argument of a command (128 KiB, MAX_ARG_STRLEN).
+    """
+    specs: list[str] = []
+    run: list[PortMapping] = []
+    for mapping in mappings:
+        if run and not _follows(run[-1], mapping):
+            specs.append(_range(run))
+            run = []
+        run.append(mapping)
+    if run:
+        specs.append(_range(run))
+    return " ".join(specs)
+
+
+def _follows(last: PortMapping, mapping: PortMapping) -> bool:
+    return (
+        last.host_port is not None
+        and mapping.host_port == last.host_port + 1
+        and mapping.container_port == last.container_port + 1
+        and (mapping.protocol, mapping.host_ip) == (last.protocol, last.host_ip)
+    )
+
+
+def _range(run: list[PortMapping]) -> str:
+    first, last = run[0], run[-1]
+    if first is last:
+        return str(first)
+    host = f"{bracketed(first.host_ip)}:" if first.host_ip else ""
+    ports = f"{first.host_port}-{last.host_port}:{first.container_port}-{last.container_port}"
+    return f"{host}{ports}/{first.protocol}"

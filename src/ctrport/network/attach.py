@@ -13,7 +13,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ctrport.errors import CtrportError
 from ctrport.host import sysctl
+from ctrport.model.workload import Endpoint
 from ctrport.network import files, leases, links, netns, networks
 
 if TYPE_CHECKING:
@@ -37,15 +39,19 @@ class Attachment:
     ipv4: IPv4Address
     ipv6: IPv6Address | None
 
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the container's ports will be reached."""
+        return Endpoint(ipv4=self.ipv4, ipv6=self.ipv6, interface=self.bridge)
+
 
 def attach(settings: Settings, container: Key, name: str, wanted: IPv4Address | None = None) -> Attachment:
     """Lease an address and make the namespace and the veth pair; on failure nothing of it stays."""
     root = settings.root
     network = networks.load_or_create_default(root) if name == networks.DEFAULT else networks.load(root, name)
     namespace = f"ctrport-{container.id[:60]}-{secrets.token_hex(4)}"
+    files.make_directory(root, container)  # by it, detach knows a container of ours
     with ExitStack() as undo:
-        files.make_directory(root, container)
-        undo.callback(files.remove, files.directory(root, container))
         lease = leases.take(root, network, container, netns=namespace, containerd=settings.address, wanted=wanted)
         undo.callback(leases.drop, root, lease)
         undo.callback(links.remove_container, namespace)
@@ -79,26 +85,38 @@ def detach(root: Path, container: Key) -> None:
         files.remove(files.directory(root, container))
 
 
-def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) -> None:
+def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) -> list[Key]:
     """Make what is missing of the networks of known containers; remove what no container has any more.
 
     `known` are the containers that containerd has, `kept` those about to be created. Leases of another
-    containerd are left alone.
+    containerd are left alone. Gives the containers that were connected again: they have to be read again.
     """
-    interfaces = {name for _, name in socket.if_nameindex()}
+    interfaces = {name for _, name in socket.if_nameindex()}  # once: a new bridge has to be joined by all
+    connected = []
     for lease in list(leases.every(settings.root)):
         if lease.containerd != settings.address:
             continue
-        if lease.container not in known and lease.container not in kept:
-            log.info("removing what is left of %s: %s, namespace %s", lease.container, lease.ipv4, lease.netns)
-            _take_back(settings.root, lease)
-            files.remove(files.directory(settings.root, lease.container))
-            continue
-        network = networks.load(settings.root, lease.network)
-        there = {network.bridge, links.host_interface(lease.netns)} <= interfaces
-        if not there or not netns.is_mounted(netns.DIRECTORY / lease.netns):
-            log.info("connecting %s to network %s again: %s", lease.container, network.name, lease.ipv4)
-            connect(settings.state, network, lease)
+        try:
+            if lease.container in known or lease.container in kept:
+                connected += [lease.container] * _connect_again(settings, lease, interfaces)
+            else:
+                log.info("removing what is left of %s: %s, namespace %s", lease.container, lease.ipv4, lease.netns)
+                _take_back(settings.root, lease)
+                files.remove(files.directory(settings.root, lease.container))
+        except (CtrportError, OSError) as error:  # one network's trouble must not be every container's
+            log.error("network of %s: %s", lease.container, error)  # noqa: TRY400 - told in full
+    return connected
+
+
+def _connect_again(settings: Settings, lease: leases.Lease, interfaces: Collection[str]) -> bool:
+    """Make what is missing of a container's network; says whether anything was."""
+    network = networks.load(settings.root, lease.network)
+    there = network.bridge in interfaces and links.host_interface(lease.netns) in interfaces
+    if there and netns.is_mounted(netns.DIRECTORY / lease.netns):
+        return False
+    log.info("connecting %s to network %s again: %s", lease.container, network.name, lease.ipv4)
+    connect(settings.state, network, lease)
+    return True
 
 
 def _take_back(root: Path, lease: leases.Lease) -> None:

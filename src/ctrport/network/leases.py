@@ -70,11 +70,11 @@ def take(
         if offset in (0, 1, size - 1) or str(address) in taken:  # network, gateway, broadcast
             continue
         lease = Lease(network=network.name, ipv4=address, container=container, netns=netns, containerd=containerd)
+        last_file.write_text(f"{address}\n", "ascii")  # first: after the lease nothing may fail
         try:
             put(root, lease)
         except FileExistsError:  # taken since the directory was read
             continue
-        last_file.write_text(f"{address}\n", "ascii")
         return lease
     raise ConflictError(
         f"network {network.name}: all {size - 3} addresses of {network.ipv4} are leased",

@@ -60,13 +60,19 @@ def load(root: Path, name: str) -> Network:
         text = (path_of(root, name) / "network.json").read_text("utf-8")
     except FileNotFoundError:
         raise NotFoundError(f"no network named {name!r}", hint="ctrport has one network, `default`") from None
-    raw = json.loads(text)
-    return Network(
-        name=raw["name"],
-        bridge=raw["bridge"],
-        ipv4=IPv4Network(raw["ipv4"]),
-        ipv6=IPv6Network(raw["ipv6"]) if raw["ipv6"] else None,
-    )
+    try:
+        raw = json.loads(text)
+        return Network(
+            name=raw["name"],
+            bridge=raw["bridge"],
+            ipv4=IPv4Network(raw["ipv4"]),
+            ipv6=IPv6Network(raw["ipv6"]) if raw["ipv6"] else None,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        path = path_of(root, name) / "network.json"
+        raise HostError(
+            f"{path} is no description of a network: {error}", hint="restore it, or remove it with its containers"
+        ) from error
 
 
 def load_all(root: Path) -> list[Network]:
@@ -95,7 +101,10 @@ def save(root: Path, network: Network) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     raw = {k: None if v is None else str(v) for k, v in asdict(network).items()}
     draft = directory / f".network.json.{os.getpid()}"
-    draft.write_text(json.dumps(raw, indent=1) + "\n", "utf-8")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(raw, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # else a power failure may leave an empty file under the final name
     draft.rename(directory / "network.json")
 
 

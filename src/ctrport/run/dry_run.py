@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ctrport.errors import NotFoundError
 from ctrport.firewall import ruleset
 from ctrport.firewall.ruleset import Links
 from ctrport.model.ledger import Ledger
+from ctrport.model.ports import PortMapping
 from ctrport.model.workload import Endpoint, Key, Workload
 from ctrport.network import files, networks
 from ctrport.run import names, translate
@@ -24,6 +26,11 @@ def script(settings: Settings, options: Options) -> str:
 
     Addresses and automatic ports are the first that such a host would give.
     """
+    if options.publish_all:
+        named = {(m.container_port, m.protocol) for m in options.publish}
+        exposed = sorted(set(options.expose) - named)
+        added = (PortMapping(container_port=port, protocol=protocol) for port, protocol in exposed)
+        options = replace(options, publish=(*options.publish, *added))
     name = options.name or names.generated_name(options.image)
     image = options.image if options.rootfs else names.full_reference(options.image)
     key = Key(settings.namespace, names.check_identifier("the name", name))
@@ -35,6 +42,7 @@ def script(settings: Settings, options: Options) -> str:
     mounts = [] if options.network == "host" else [(where / n, f"/etc/{n}") for n in files.NAMES]
     lines = [
         "# containers and ports as on a host without others: addresses are chosen when it is run",
+        *(["# -P: the ports that the image exposes come on top, the image was not read"] * options.publish_all),
         translate.pasteable(
             translate.create(settings, options, name=name, image=image, netns=netns, files=mounts, log=log)
         ),

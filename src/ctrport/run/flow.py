@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from ctrport import lifecycle
 from ctrport.control import writer
 from ctrport.errors import ConflictError, CtrportError, HostError, InputError, NotFoundError
-from ctrport.model.bindings import State
+from ctrport.model.listing import join
 from ctrport.model.ports import PortMapping, parse_port_argument
 from ctrport.model.workload import Key
 from ctrport.network import files
 from ctrport.run import names, process, translate, users
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.control import Writer
@@ -52,6 +54,7 @@ class _Place:
 async def run(settings: Settings, client: Client, options: Options) -> Started:
     """Create and start a container with its ports; in the foreground, wait for its end."""
     check_host()
+    check_sources(options)
     version = await client.version()  # and so fail before anything else when containerd is not there
     check_restart_policy(options, version)
     image = options.image if options.rootfs else await _image(settings, client, options)
@@ -66,16 +69,14 @@ async def run(settings: Settings, client: Client, options: Options) -> Started:
         command = translate.create(
             settings, options, name=name, image=image, netns=place.netns, files=place.mounts, log=output
         )
-        undo.push_async_callback(_remove_created, client, key)
-        await process.run(command, f"create container {name}")
+        await _create(client, key, command, undo)
         await _patch(client, key, options, place.hostname)
         pid_file = where / "pid"
         command = translate.start(settings, options, name=name, pid_file=pid_file, log=output)
         task = process.Task(command, client, key, pid_file)
         undo.push_async_callback(task.abandon)
         await task.start(detach=options.detach, interactive=options.interactive, tty=options.tty)
-        if options.bridged:
-            _check_mapped(await link.call("release", container=list(key)))
+        await _check_mapped(client, key, options, await link.call("release", container=list(key)))
         undo.pop_all()
     if options.detach:
         return Started(name=name, exit_code=None, watched=link.watched)
@@ -92,6 +93,17 @@ def check_host() -> None:
         )
     if shutil.which("ctr") is None:
         raise HostError("the program ctr is not on the PATH", hint="apt-get install containerd")
+
+
+def check_sources(options: Options) -> None:
+    """Refuse to mount what is not there. Docker makes a directory, which hides a typing error."""
+    for entry in options.mounts:
+        fields = dict(field.partition("=")[::2] for field in entry.split(","))
+        source = fields["src"]
+        if fields["type"] == "bind" and not Path(source).exists():
+            raise InputError(
+                f"{source!a}, to be mounted on {fields['dst']!a}, is not there", hint=f"mkdir -p {source}"
+            )
 
 
 def check_restart_policy(options: Options, version: str) -> None:
@@ -131,6 +143,7 @@ async def _image(settings: Settings, client: Client, options: Options) -> str:
         translate.ctr(settings, "images", "pull", reference),
         f"pull image {reference}",
         output=sys.stderr,
+        interruptible=True,
         hint="check the name and the registry; an image from elsewhere comes by ctr images import FILE",
     )
     return reference
@@ -154,25 +167,22 @@ async def _place(
     settings: Settings, client: Client, link: Writer, *, options: Options, key: Key, undo: AsyncExitStack
 ) -> _Place:
     """Reserve address and ports, or find the network that is shared, and write the container's files."""
-    where = files.make_directory(settings.root, key)
-    undo.callback(files.remove, where)
+    reserved = await link.call(
+        "reserve",
+        container=list(key),
+        publish=join(options.publish),
+        network=options.network if options.bridged else None,
+        ip=str(options.ip) if options.ip else None,
+    )
+    undo.push_async_callback(_release, link, key)
     if options.network == "host":
         return _Place(hostname=options.hostname)
     if options.shared_with is not None:
         return await _shared(settings, client, Key(settings.namespace, options.shared_with), options)
     hostname = options.hostname or key.id[:HOSTNAME_LIMIT].rstrip("-._")
-    netns, addresses = None, []
-    if options.bridged:
-        undo.push_async_callback(_release, link, key)
-        reserved = await link.call(
-            "reserve",
-            container=list(key),
-            publish=" ".join(map(str, options.publish)),
-            network=options.network,
-            ip=str(options.ip) if options.ip else None,
-        )
-        netns = reserved["netns"]
-        addresses = [ip_address(a) for a in (reserved["ipv4"], reserved["ipv6"]) if a]
+    netns = reserved["netns"]
+    addresses = [ip_address(a) for a in (reserved["ipv4"], reserved["ipv6"]) if a]
+    where = files.directory(settings.root, key)
     mounts = files.write(
         where, hostname=hostname, addresses=addresses, extra_hosts=options.add_host, dns=options.dns
     )
@@ -207,11 +217,30 @@ async def _patch(client: Client, key: Key, options: Options, hostname: str | Non
         await client.set_spec(key, spec)
 
 
-def _check_mapped(result: dict[str, Any]) -> None:
+async def _create(client: Client, key: Key, command: Sequence[str], undo: AsyncExitStack) -> None:
+    """Make the container, and see to its removal only if it is we who made it."""
+    made = True
+    try:
+        await process.run(command, f"create container {key.id}")
+    except process.RunError:
+        made = False
+        raise
+    finally:
+        if made:
+            undo.push_async_callback(_remove_created, client, key)
+
+
+async def _check_mapped(client: Client, key: Key, options: Options, result: dict[str, Any]) -> None:
     """Promise a port only once the kernel has it; a container that has ended already needs none."""
-    lost = [m for m in result["mappings"] if m["state"] != State.ACTIVE]
+    lost = [
+        f"container port {m['container_port']}: {m['reason']}" for m in result["mappings"] if m["state"] != "active"
+    ]
+    if options.bridged and options.publish and not result["mappings"]:
+        task = await client.task(key)
+        if task is not None and task.status.live:
+            lost = ["the container runs, but its ports were not seen"]
     if lost:
-        raise ConflictError("; ".join(f"container port {m['container_port']}: {m['reason']}" for m in lost[:5]))
+        raise ConflictError("; ".join(lost[:5]), hint="ctrport rules --diff; journalctl -u ctrport")
 
 
 async def _after(settings: Settings, client: Client, options: Options, key: Key) -> None:
@@ -221,7 +250,6 @@ async def _after(settings: Settings, client: Client, options: Options, key: Key)
     async with writer(settings, client) as link:
         if options.remove:
             await link.call("release", container=list(key))
-            files.remove(files.directory(settings.root, key))
         elif options.bridged:
             await link.call("converge", containers=[list(key)])
 

@@ -104,9 +104,9 @@ class Options:
 
 
 def volume(spec: str) -> str:
-    """Turn `-v SOURCE:TARGET[:OPTIONS]` into ctr's mount; a source that is not there is made, as Docker does."""
+    """Turn `-v SOURCE:TARGET[:OPTIONS]` into ctr's mount."""
     parts = spec.split(":")
-    if len(parts) not in (2, 3) or not all(parts) or "," in spec:
+    if len(parts) not in (2, 3) or not all(parts) or "," in "".join(parts[:2]):
         raise InputError(f"-v {spec!a} is not SOURCE:TARGET[:ro]")
     source, target, *options = parts
     if not source.startswith(("/", ".")):
@@ -114,7 +114,7 @@ def volume(spec: str) -> str:
             f"-v {spec!a}: named volumes are not supported",
             hint="give a path: /srv/data:/data or ./data:/data",
         )
-    words = options[0].split("|") if options else []
+    words = options[0].split(",") if options else []
     unknown = set(words) - {"ro", "rw", "z", "Z", "rslave", "rshared", "rprivate"}
     if unknown:
         raise InputError(f"-v {spec!a}: unknown option {min(unknown)!a}", hint="ro or rw")

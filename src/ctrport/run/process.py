@@ -35,26 +35,44 @@ class RunError(CtrportError):
         lines = [line.removeprefix("ctr: ") for line in said.strip().splitlines() if line.strip()]
         super().__init__(f"could not {tried}: {lines[-1] if lines else 'ctr gave no reason'}", hint=hint)
         self.exit_code = RUN_FAILED
-        if "executable file not found" in said or "no such file or directory" in said:
+        _, names_command, reason = said.partition("exec: ")
+        if names_command and ("not found" in reason or "no such file or directory" in reason):
             self.exit_code = NOT_FOUND
-        elif "permission denied" in said:
+        elif names_command and "permission denied" in reason:
             self.exit_code = NOT_EXECUTABLE
 
 
-async def run(command: Sequence[str], tried: str, *, output: TextIO | None = None, hint: str | None = None) -> None:
-    """Run a ctr command to its end. RunError with its last words when it fails."""
+async def run(
+    command: Sequence[str],
+    tried: str,
+    *,
+    output: TextIO | None = None,
+    hint: str | None = None,
+    interruptible: bool = False,
+) -> None:
+    """Run a ctr command to its end. RunError with its last words when it fails.
+
+    One that is not interruptible is out of the terminal's reach, and a cancellation waits for it: half of its
+    work could not be found and taken back.
+    """
     log.debug("%s", shlex.join(command))
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=output or asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
     try:
-        _, said = await process.communicate()
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output or asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=not interruptible,
+        )
+    except OSError as error:  # a command line that is too long: thousands of ports that form no range
+        raise RunError(tried, error.strerror or "", "fewer options, or ports in ranges") from error
+    ending = asyncio.ensure_future(process.communicate())
+    try:
+        _, said = await asyncio.shield(ending)
     except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
+        if interruptible:
+            process.kill()
+        await ending
         raise
     if process.returncode != 0:
         raise RunError(tried, said.decode("utf-8", "replace"), hint)
@@ -76,15 +94,17 @@ class Task:
     async def start(self, *, detach: bool, interactive: bool, tty: bool) -> None:
         """Start the task and wait until it runs. RunError when it cannot be started."""
         tried = f"start container {self._key.id}"
+        self._pid_file.unlink(missing_ok=True)
         if detach:
             await run(self._command, tried)
             return
         log.debug("%s", shlex.join(self._command))
         # Input that ends before the task runs is never closed by ctr 1.6, and a `cat` would wait for ever: so
-        # input goes through a pipe that is fed only once the task runs. A terminal has no such end.
-        source = asyncio.subprocess.PIPE if interactive else asyncio.subprocess.DEVNULL
+        # input goes through a pipe that is fed, or closed, only once the task runs. A terminal has no such end.
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=None if tty else source, stderr=asyncio.subprocess.PIPE
+            *self._command,
+            stdin=None if tty else asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
         loop = asyncio.get_running_loop()
         for number in FORWARDED:
@@ -99,8 +119,10 @@ class Task:
             await asyncio.sleep(POLL)
         self._runs = True
         self._write_errors(bytes(self._said))
-        if interactive and not tty:
-            _feed(self._process)
+        if self._process.stdin is not None:
+            if interactive:
+                _feed(self._process.stdin)
+            self._process.stdin.close()
 
     async def wait(self) -> int:
         """Wait for the container's end; gives its exit code as ctr does."""
@@ -148,12 +170,10 @@ class Task:
             self._process.send_signal(number)
 
 
-def _feed(process: asyncio.subprocess.Process) -> None:
+def _feed(pipe: asyncio.StreamWriter) -> None:
     """Copy standard input to ctr's, in a thread that ends with this process: a read cannot be taken back."""
-    assert process.stdin is not None  # noqa: S101 - made with a pipe for it
-    target = os.dup(process.stdin.get_extra_info("pipe").fileno())
+    target = os.dup(pipe.get_extra_info("pipe").fileno())
     os.set_blocking(target, True)
-    process.stdin.close()
 
     def copy() -> None:
         try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctrport.errors import InputError
 from ctrport.model.annotations import AUTO_REMOVE, NETWORK, PUBLISH
+from ctrport.model.listing import join
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -125,7 +126,7 @@ def _limits(options: Options) -> list[str]:
 def _annotations(options: Options) -> list[str]:
     found = []
     if options.publish and options.bridged:
-        found.append(f"{PUBLISH}={' '.join(map(str, options.publish))}")
+        found.append(f"{PUBLISH}={join(options.publish)}")
     if options.bridged:
         found.append(f"{NETWORK}={options.network}")
     if options.remove and options.detach:

@@ -138,5 +138,7 @@ def _attempt(found: list[Obstacle | None], where: str, step: Callable[[], object
     except CtrportError as error:
         fix = (error.hint,) if error.hint else ("ctrport sync",)
         found.append(Obstacle(where=where, what=error.message, fix=fix))
+    except (ValueError, KeyError) as error:  # another version's words
+        found.append(Obstacle(where=where, what=f"its listing cannot be read: {error!r}", fix=("ctrport sync",)))
     else:
         found.append(result if isinstance(result, Obstacle) else None)

@@ -1,0 +1,33 @@
+"""What a pass did, in lines for people: one for each mapping that came, went, waits or is refused."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ctrport.model.bindings import State, socket_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ctrport.model.bindings import Binding, Change
+
+log = logging.getLogger(__name__)
+
+
+def log_changes(changes: Iterable[Change]) -> None:
+    """One line a mapping, once the kernel has it: what it was, what became of it, and why."""
+    for old, new in changes:
+        if old is not None and old.state is State.ACTIVE:
+            log.info("unpublished %s", _mapping_text(old))
+        if new is not None and new.state is State.ACTIVE:
+            log.info("published %s", _mapping_text(new))
+        elif new is not None:
+            log.warning("%s %s: %s: %s", new.state, new.owner, new.mapping, new.reason)
+
+
+def _mapping_text(binding: Binding) -> str:
+    mapping = binding.mapping
+    where = socket_text(mapping.host_ip, binding.host_port or 0, mapping.protocol)
+    targets = " and ".join(str(a) for a in (binding.ipv4, binding.ipv6) if a is not None)
+    return f"{binding.owner} {where} -> {targets} port {mapping.container_port}"

@@ -1,0 +1,78 @@
+"""A request for a host port, as the ledger keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
+
+from ctrport.model.bindings import Binding, Incumbent, is_wildcard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ctrport.model.bindings import IPAddress
+    from ctrport.model.ports import PortMapping
+    from ctrport.model.workload import Key, Workload
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """One mapping that one container asks for; `port` is the host port it has or is to have."""
+
+    owner: Key
+    created_at: int
+    mapping: PortMapping
+    ipv4: IPv4Address | None
+    ipv6: IPv6Address | None
+    port: int | None
+    binding: Binding | None = None
+
+    @property
+    def rank(self) -> tuple[int, Key]:
+        return self.created_at, self.owner
+
+    @property
+    def floating(self) -> bool:
+        return self.mapping.host_port is None
+
+    @property
+    def incumbent(self) -> Incumbent:
+        host_ip = None if is_wildcard(self.mapping.host_ip) else self.mapping.host_ip
+        return Incumbent(self.owner, self.mapping.protocol, host_ip, self.mapping.container_port)
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        return tuple(f for f, address in ((4, self.ipv4), (6, self.ipv6)) if address is not None)
+
+    def overlaps(self, address: IPAddress | None, families: Iterable[int]) -> bool:
+        """Say whether both want one socket: a wildcard takes all addresses of its families."""
+        mine = self.mapping.host_ip
+        same_address = is_wildcard(mine) or is_wildcard(address) or mine == address
+        return same_address and any(f in families for f in self.families)
+
+
+def request_of(workload: Workload, mapping: PortMapping) -> Request:
+    """Give the request that a workload makes by a mapping, in the families that the two have in common."""
+    endpoint = workload.endpoint
+    host_ip = mapping.host_ip
+    return Request(
+        owner=workload.key,
+        created_at=workload.created_at,
+        mapping=mapping,
+        ipv4=endpoint.ipv4 if endpoint and not isinstance(host_ip, IPv6Address) else None,
+        ipv6=endpoint.ipv6 if endpoint and not isinstance(host_ip, IPv4Address) else None,
+        port=mapping.host_port,
+    )
+
+
+def groups(requests: list[Request]) -> Iterator[list[Request]]:
+    """One container's automatic requests for one port in several protocols get the same number."""
+    found: dict[object, list[Request]] = {}
+    for request in requests:
+        mapping = request.mapping
+        name: object = id(request)
+        if mapping.host_port_pool is None:
+            name = (request.owner, mapping.host_ip, mapping.container_port)
+        found.setdefault(name, []).append(request)
+    yield from found.values()
