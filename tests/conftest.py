@@ -17,6 +17,9 @@ KERNEL_TOOLS = {
     "nsenter": "util-linux",
     "conntrack": "conntrack",
     "iptables": "iptables",
+    "ufw": "ufw",
+    "firewalld": "firewalld",
+    "dbus-daemon": "dbus",
     "sysctl": "procps",
     "tcpdump": "tcpdump",
 }

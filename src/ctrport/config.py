@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ class Config:
     mark: int = DEFAULT_MARK  # one bit of the conntrack mark
     resync_seconds: float = 60.0  # between full passes: the belt to the events' braces
     timeout_seconds: float = 10.0  # for each call to containerd
+    adjust_nftables: bool = False  # put our accepts into hand-written nftables chains that drop
+    firewalld_zone: str = "trusted"  # for our bridges; "" leaves firewalld alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +52,13 @@ def load(path: Path, *, required: bool) -> Config:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    known = {"mark": _mark, "resync_seconds": _seconds, "timeout_seconds": _seconds}
+    known = {
+        "mark": _mark,
+        "resync_seconds": _seconds,
+        "timeout_seconds": _seconds,
+        "adjust_nftables": _flag,
+        "firewalld_zone": _zone,
+    }
     values: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in known:
@@ -68,3 +77,15 @@ def _seconds(where: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0.1 <= value <= 86400:  # noqa: PLR2004
         raise InputError(f"{where}: {value!r} is not a number of seconds from 0.1 to 86400")
     return float(value)
+
+
+def _flag(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{where}: {value!r} is neither true nor false")
+    return value
+
+
+def _zone(where: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_./-]{0,64}", value):
+        raise InputError(f"{where}: {value!r} is not the name of a firewalld zone", hint="firewall-cmd --get-zones")
+    return value

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ctrport import journal
 from ctrport.errors import ContainerdError, CtrportError, KernelError, NotFoundError
 from ctrport.firewall import record, ruleset
+from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import Transaction, difference
 from ctrport.host import facts, sysctl
@@ -57,6 +58,7 @@ class Reconciler:
         self.ledger: Ledger | None = None
         self._client = client
         self._nft = nft
+        self._firewalls = Firewalls(settings.config)  # of others
         self._elements: Elements = {}  # what the kernel is to hold
         self._believed = False  # whether the kernel holds it: not before the first pass, nor after a failure
         self._routes = proc.NetworkNamespace((), ())  # of this host, as of this pass
@@ -78,6 +80,7 @@ class Reconciler:
         self._elements = table.elements
         if apply:
             self._set_up_host(links)
+            await asyncio.to_thread(self._firewalls.ensure, links)
             if record.intact(self.settings.state, table, listing):
                 await self._commit(difference(listing.elements, table.elements, table.address) if listing else None)
             else:
@@ -102,6 +105,7 @@ class Reconciler:
         changes = self._judge(keys)
         links = self._links()
         self._set_up_host(links)
+        await asyncio.to_thread(self._firewalls.ensure_once, links)
         await self._commit(self._difference(changes, links))
         self._believed = True
         journal.log_changes(changes)

@@ -28,8 +28,14 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path):
 
 def test_every_key(tmp_path: Path):
     """The values are taken; whole numbers will do for seconds."""
-    path = write(tmp_path, "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\n")
-    assert config.load(path, required=True) == Config(mark=0x40, resync_seconds=5.0, timeout_seconds=2.5)
+    path = write(
+        tmp_path,
+        "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\n"
+        'adjust_nftables = true\nfirewalld_zone = "internal"\n',
+    )
+    assert config.load(path, required=True) == Config(
+        mark=0x40, resync_seconds=5.0, timeout_seconds=2.5, adjust_nftables=True, firewalld_zone="internal"
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,6 +55,8 @@ def test_every_key(tmp_path: Path):
         ("timeout_seconds = inf\n", "is not a number of seconds"),
         ("timeout_seconds = false\n", "is not a number of seconds"),
         ("timeout_seconds = [1]\n", "is not a number of seconds"),
+        ("adjust_nftables = 1\n", "1 is neither true nor false"),
+        ('firewalld_zone = "a b"\n', "'a b' is not the name of a firewalld zone"),
         ("mark = \n", "Invalid value"),
         (b"\xff\n", "invalid start byte"),
     ],
