@@ -43,11 +43,11 @@ def script(settings: Settings, options: Options) -> str:
     lines = [
         "# containers and ports as on a host without others: addresses are chosen when it is run",
         *(["# -P: the ports that the image exposes come on top, the image was not read"] * options.publish_all),
-        translate.pasteable(
-            translate.create(settings, options, name=name, image=image, netns=netns, files=mounts, log=log)
-        ),
+        translate.pasteable(translate.create(settings, options, name=name, image=image, netns=netns, files=mounts)),
         translate.pasteable(translate.start(settings, options, name=name, pid_file=where / "pid", log=log)),
     ]
+    if policy := translate.restart(settings, options, name=name, log=log):
+        lines.append(translate.pasteable(policy))
     if options.bridged:
         network = _network(settings, options)
         ledger = Ledger()

@@ -66,9 +66,7 @@ async def run(settings: Settings, client: Client, options: Options) -> Started:
         place = await _place(settings, client, link, options=options, key=key, undo=undo)
         where = files.directory(settings.root, key)
         output = where / "output.log" if options.detach and not options.tty else None
-        command = translate.create(
-            settings, options, name=name, image=image, netns=place.netns, files=place.mounts, log=output
-        )
+        command = translate.create(settings, options, name=name, image=image, netns=place.netns, files=place.mounts)
         await _create(client, key, command, undo)
         await _patch(client, key, options, place.hostname)
         pid_file = where / "pid"
@@ -76,6 +74,8 @@ async def run(settings: Settings, client: Client, options: Options) -> Started:
         task = process.Task(command, client, key, pid_file)
         undo.push_async_callback(task.abandon)
         await task.start(detach=options.detach, interactive=options.interactive, tty=options.tty)
+        if policy := translate.restart(settings, options, name=name, log=output):
+            await process.run(policy, f"set the restart policy of {name}")
         await _check_mapped(client, key, options, await link.call("release", container=list(key)))
         undo.pop_all()
     if options.detach:

@@ -43,7 +43,6 @@ def create(
     image: str,
     netns: str | None,
     files: Iterable[tuple[Path, str]],
-    log: Path | None,
 ) -> list[str]:
     """Give the command that makes the container's record and snapshot."""
     words: list[str] = []
@@ -57,7 +56,7 @@ def create(
         words += ["--mount", entry]
     for entry in options.env:
         words += ["--env", entry]
-    for entry in (*options.labels, *_restart_labels(options, log)):
+    for entry in options.labels:
         words += ["--label", entry]
     for entry in (*options.annotations, *_annotations(options)):
         words += ["--annotation", entry]
@@ -76,6 +75,19 @@ def start(settings: Settings, options: Options, *, name: str, pid_file: Path, lo
     if log is not None:
         words += ["--log-uri", f"file://{log}"]
     return ctr(settings, "tasks", "start", *words, name)
+
+
+def restart(settings: Settings, options: Options, *, name: str, log: Path | None) -> list[str] | None:
+    """Give the command that hands a container to containerd's restart monitor, None without a policy.
+
+    It comes last: the monitor starts what has these labels and no task, and would be faster than we are.
+    """
+    if options.restart == "no":
+        return None
+    labels = [f"{RESTART_STATUS}=running", f"{RESTART_POLICY}={options.restart}"]
+    if log is not None:
+        labels.append(f"{RESTART_LOG}=file://{log}")
+    return ctr(settings, "containers", "label", name, *labels)
 
 
 def patched_spec(
@@ -135,10 +147,3 @@ def _annotations(options: Options) -> list[str]:
     if options.remove and options.detach:
         found.append(f"{AUTO_REMOVE}=true")
     return found
-
-
-def _restart_labels(options: Options, log: Path | None) -> list[str]:
-    if options.restart == "no":
-        return []
-    labels = [f"{RESTART_STATUS}=running", f"{RESTART_POLICY}={options.restart}"]
-    return labels if log is None else [*labels, f"{RESTART_LOG}=file://{log}"]
