@@ -289,7 +289,7 @@ def nothing_left(t: Terminal, stage: Stage) -> None:
     if code := stage.watcher.terminate():
         raise Wrong(f"the watcher ended with exit code {code}")
     t.watcher_said("stopping; the rules stay")
-    t.host("nft list tables", "table inet ctrport")
+    t.host("nft list tables", "table inet ctrport\ntable inet ctrport-user")
     t.host("ctrport flush", r"removed table inet ctrport\nremoved interface ctrport0\n.*ip_forward from 1 to 0.*")
     t.host("nft list tables", "")
 
