@@ -56,6 +56,7 @@ class Reconciler:
         self._client = client
         self._nft = nft
         self._elements: Elements = {}  # what the kernel is to hold
+        self._internal: frozenset[str] = frozenset()  # bridges of internal networks, as of this pass
 
     async def resync(self, *, apply: bool = True) -> list[Change]:
         """Read everything; make the kernel's table equal to what it should be, unless only looking."""
@@ -86,6 +87,7 @@ class Reconciler:
         if self.ledger is None:
             return await self.resync()
         keys = tuple(keys)
+        self._internal = self._links().internal
         for key in keys:
             await self._read(key)
         if any(key in self.snapshot.workloads or key in self.reserved for key in keys):
@@ -102,6 +104,7 @@ class Reconciler:
         return self.ledger.bindings(key) if self.ledger else ()
 
     async def _read_all(self) -> None:
+        self._internal = self._links().internal
         seen: set[Key] = set()
         for namespace in await self._client.namespaces():
             if namespace in FOREIGN_NAMESPACES:
@@ -138,7 +141,7 @@ class Reconciler:
         if task is not None and not task.status.live and _is_auto_remove(container) and key not in self.reserved:
             self.snapshot.exited_for_good.add(key)
         before = self.snapshot.workloads.pop(key, None)
-        if (workload := read_workload(container, endpoint)) is not None:
+        if (workload := read_workload(container, endpoint, internal=self._internal)) is not None:
             self.snapshot.workloads[key] = workload
             if before is None or before.problems != workload.problems:
                 for problem in workload.problems:
@@ -181,8 +184,11 @@ class Reconciler:
 
     def _links(self) -> Links:
         workloads = (*self.snapshot.workloads.values(), *self.reserved.values())
+        ours = networks.load_all(self.settings.root)
         return Links(
-            bridges=frozenset(n.bridge for n in networks.load_all(self.settings.root)),
+            bridges=frozenset(n.bridge for n in ours),
+            internal=frozenset(n.bridge for n in ours if n.internal),
+            isolated=frozenset(n.bridge for n in ours if n.isolate),
             endpoints=frozenset(w.endpoint.interface for w in workloads if w.endpoint and w.endpoint.interface),
         )
 

@@ -15,7 +15,7 @@ from ctrport.errors import ConflictError, CtrportError
 from ctrport.model import ports
 from ctrport.model.bindings import State
 from ctrport.model.workload import Endpoint, Key, Workload
-from ctrport.network import attach
+from ctrport.network import administer, attach, define
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,6 +42,8 @@ class Service:
             "release": self.release,
             "bindings": self.bindings,
             "resync": self.resync,
+            "create_network": self.create_network,
+            "remove_network": self.remove_network,
         }
 
     async def resync(self) -> Json:
@@ -120,6 +122,23 @@ class Service:
         reconciler = self._reconciler
         keys = [Key(*container)] if container else sorted(reconciler.snapshot.workloads)
         return {"containers": [self._container(key) for key in keys], "last_resync": self.last_resync}
+
+    async def create_network(self, **wish: Any) -> Json:
+        """Make a network from the words of `ctrport network create`; gives it as it was made."""
+        wanted = define.read(**wish)
+        async with self._turn:
+            if self._reconciler.ledger is None:
+                await self._reconciler.resync()  # and so fail before anything is made where the kernel cannot
+            network = await asyncio.to_thread(administer.create, self._settings.root, wanted)
+            await self._reconciler.refresh([])
+        return administer.describe(self._settings.root, network)
+
+    async def remove_network(self, name: str) -> Json:
+        """Remove a network that no container is on."""
+        async with self._turn:
+            await asyncio.to_thread(administer.remove, self._settings.root, name)
+            await self._reconciler.refresh([])
+        return {}
 
     async def _release(self, key: Key) -> None:
         self._reconciler.reserved.pop(key, None)

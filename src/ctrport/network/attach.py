@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ctrport.errors import NotFoundError
 from ctrport.host import sysctl
 from ctrport.network import files, leases, links, netns, networks
 
@@ -86,6 +87,10 @@ def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) ->
     containerd are left alone.
     """
     interfaces = {name for _, name in socket.if_nameindex()}
+    for network in networks.load_all(settings.root):
+        if network.bridge not in interfaces:
+            log.info("making the bridge %s of network %s again", network.bridge, network.name)
+            links.ensure_bridge(network)
     for lease in list(leases.every(settings.root)):
         if lease.containerd != settings.address:
             continue
@@ -94,11 +99,17 @@ def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) ->
             _take_back(settings.root, lease)
             files.remove(files.directory(settings.root, lease.container))
             continue
-        network = networks.load(settings.root, lease.network)
+        try:
+            network = networks.load(settings.root, lease.network)
+        except NotFoundError as error:  # somebody has removed its file
+            log.error("cannot connect %s: %s", lease.container, error.message)  # noqa: TRY400 - told in full
+            continue
         there = {network.bridge, links.host_interface(lease.netns)} <= interfaces
         if not there or not netns.is_mounted(netns.DIRECTORY / lease.netns):
             log.info("connecting %s to network %s again: %s", lease.container, network.name, lease.ipv4)
             connect(settings.state, network, lease)
+        elif network.isolate:  # somebody may have changed bridge-nf-call-iptables, which decides how
+            links.isolate([lease.netns])
 
 
 def _take_back(root: Path, lease: leases.Lease) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ctrport.errors import NotFoundError
@@ -24,6 +25,9 @@ def script(settings: Settings, options: Options) -> str:
 
     Addresses and automatic ports are the first that such a host would give.
     """
+    network = _network(settings, options) if options.bridged else None
+    if network is not None and network.internal:
+        options = replace(options, publish=(), publish_all=False)
     name = options.name or names.generated_name(options.image)
     image = options.image if options.rootfs else names.full_reference(options.image)
     key = Key(settings.namespace, names.check_identifier("the name", name))
@@ -40,10 +44,9 @@ def script(settings: Settings, options: Options) -> str:
         ),
         translate.pasteable(translate.start(settings, options, name=name, pid_file=where / "pid", log=log)),
     ]
-    if options.bridged:
-        network = _network(settings, options)
+    if network is not None:
         ledger = Ledger()
-        ipv4 = network.ipv4[2]
+        ipv4 = options.ip or next(a for a in network.ipv4.hosts() if a != network.gateway4)
         ledger.put(
             Workload(
                 key=key,
@@ -53,9 +56,13 @@ def script(settings: Settings, options: Options) -> str:
             )
         )
         ledger.settle()
-        table = ruleset.build(
-            ledger.bindings(key), Links(bridges=frozenset({network.bridge})), mark=settings.config.mark
+        bridge = frozenset({network.bridge})
+        links = Links(
+            bridges=bridge,
+            internal=bridge if network.internal else frozenset(),
+            isolated=bridge if network.isolate else frozenset(),
         )
+        table = ruleset.build(ledger.bindings(key), links, mark=settings.config.mark)
         lines.append(f"nft -f - <<'EOF'\n{table.rebuild()}EOF")
     return "\n".join(lines) + "\n"
 

@@ -99,6 +99,8 @@ class Options:
                 f"-p needs a network of the container's own, not --network {self.network}",
                 hint="publish the ports on the container whose network is shared",
             )
+        if self.bridged:
+            check_identifier("--network", self.network)
         if self.ip is not None and not self.bridged:
             raise InputError(f"--ip goes with a bridge network, not --network {self.network}")
 
