@@ -51,9 +51,11 @@ class Service:
         async with self._turn:
             changes = await self._reconciler.resync()
             snapshot = self._reconciler.snapshot
-            await asyncio.to_thread(
+            connected = await asyncio.to_thread(
                 attach.repair, self._settings, frozenset(snapshot.known), frozenset(self._reconciler.reserved)
             )
+            if connected:  # without an address they had no endpoint a moment ago
+                changes += await self._reconciler.refresh(connected)
             await self._remove_exited()
             self.last_resync = time.time()
         return {"changes": len(changes), **await self.bindings()}

@@ -80,12 +80,13 @@ def detach(root: Path, container: Key) -> None:
         files.remove(files.directory(root, container))
 
 
-def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) -> None:
+def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) -> list[Key]:
     """Make what is missing of the networks of known containers; remove what no container has any more.
 
-    `known` are the containers that containerd has, `kept` those about to be created. Leases of another
-    containerd are left alone.
+    Gives the containers that were connected again: what was read of them before is out of date. `known` are the
+    containers that containerd has, `kept` those about to be created. Leases of another containerd are left alone.
     """
+    connected = []
     interfaces = {name for _, name in socket.if_nameindex()}
     for network in networks.load_all(settings.root):
         if network.bridge not in interfaces:
@@ -108,8 +109,10 @@ def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) ->
         if not there or not netns.is_mounted(netns.DIRECTORY / lease.netns):
             log.info("connecting %s to network %s again: %s", lease.container, network.name, lease.ipv4)
             connect(settings.state, network, lease)
+            connected.append(lease.container)
         elif network.isolate:  # somebody may have changed bridge-nf-call-iptables, which decides how
             links.isolate([lease.netns])
+    return connected
 
 
 def _take_back(root: Path, lease: leases.Lease) -> None:
