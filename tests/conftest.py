@@ -19,6 +19,7 @@ KERNEL_TOOLS = {
     "iptables": "iptables",
     "sysctl": "procps",
     "tcpdump": "tcpdump",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 E2E_TOOLS = {
     **KERNEL_TOOLS,

@@ -107,8 +107,9 @@ class Service:
                 raise
         return {
             "netns": str(attachment.netns),
-            "ipv4": str(attachment.ipv4),
+            "ipv4": str(attachment.ipv4) if attachment.ipv4 else None,
             "ipv6": str(attachment.ipv6) if attachment.ipv6 else None,
+            "dns": attachment.dns,
             **self._container(key),
         }
 

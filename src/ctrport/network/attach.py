@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ctrport.errors import NotFoundError
 from ctrport.host import sysctl
-from ctrport.network import files, leases, links, netns, networks
+from ctrport.network import cni_attach, files, leases, links, netns, networks, proc
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ctrport.model.workload import Key
     from ctrport.network.networks import Network
 
+CNI = "cni"
 log = logging.getLogger(__name__)
 
 
@@ -34,16 +35,19 @@ class Attachment:
     """What a container has on its network."""
 
     netns: Path
-    bridge: str
-    ipv4: IPv4Address
+    bridge: str | None  # the host's interface towards it: a bridge of ours, or what a CNI plugin made
+    ipv4: IPv4Address | None
     ipv6: IPv6Address | None
+    dns: tuple[str, ...] = ()  # servers that a CNI network names
 
 
 def attach(settings: Settings, container: Key, name: str, wanted: IPv4Address | None = None) -> Attachment:
     """Lease an address and make the namespace and the veth pair; on failure nothing of it stays."""
     root = settings.root
+    if is_cni(name):
+        return _attach_by_cni(settings, container, name)
     network = networks.load_or_create_default(root) if name == networks.DEFAULT else networks.load(root, name)
-    namespace = f"ctrport-{container.id[:60]}-{secrets.token_hex(4)}"
+    namespace = _new_namespace(container)
     with ExitStack() as undo:
         files.make_directory(root, container)
         undo.callback(files.remove, files.directory(root, container))
@@ -60,6 +64,28 @@ def attach(settings: Settings, container: Key, name: str, wanted: IPv4Address | 
     )
 
 
+def is_cni(name: str) -> bool:
+    """Whether a network's name means one of the host's CNI configuration: `cni`, `cni:NAME`."""
+    return name.partition(":")[0] == CNI
+
+
+def _attach_by_cni(settings: Settings, container: Key, name: str) -> Attachment:
+    namespace = _new_namespace(container)
+    found = cni_attach.attach(settings, container, name.partition(":")[2] or None, namespace)
+    routes = proc.read()
+    return Attachment(
+        netns=netns.DIRECTORY / namespace,
+        bridge=next((routes.interface_towards(a) for a in (found.ipv4, found.ipv6) if a), None),
+        ipv4=found.ipv4,
+        ipv6=found.ipv6,
+        dns=cni_attach.nameservers(settings.root, container),
+    )
+
+
+def _new_namespace(container: Key) -> str:
+    return f"ctrport-{container.id[:60]}-{secrets.token_hex(4)}"
+
+
 def connect(state: Path, network: Network, lease: leases.Lease) -> None:
     """Make what a lease stands for; what is there already stays as it is."""
     links.ensure_bridge(network)
@@ -73,6 +99,7 @@ def detach(root: Path, container: Key) -> None:
 
     A container that never was on a network of ours has no directory, and costs no look through the leases.
     """
+    cni_attach.detach(root, container)
     if files.directory(root, container).exists():
         lease = leases.of_container(root, container)
         if lease is not None:
@@ -86,7 +113,7 @@ def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) ->
     Gives the containers that were connected again: what was read of them before is out of date. `known` are the
     containers that containerd has, `kept` those about to be created. Leases of another containerd are left alone.
     """
-    connected = []
+    connected = cni_attach.repair(settings, known, kept)
     interfaces = {name for _, name in socket.if_nameindex()}
     for network in networks.load_all(settings.root):
         if network.bridge not in interfaces:

@@ -130,13 +130,21 @@ def _isolate(ip: Any, index: int) -> None:
     ip.brport("set", index=index, isolated=0 if hooked else 1)
 
 
-def _configure(network: Network, ipv4: IPv4Address) -> None:
+def prepare_inside() -> None:
+    """Set up what every container's namespace has, whoever gives it an address. Call it inside."""
     from pyroute2 import IPRoute  # noqa: PLC0415
 
     # As in Docker since 20.10: a program without privileges may serve port 80 of its own namespace.
     Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0", "ascii")
-    with _errors("set up addresses and routes"), IPRoute() as ip:
+    with _errors("set up the loopback interface"), IPRoute() as ip:
         ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
+
+
+def _configure(network: Network, ipv4: IPv4Address) -> None:
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
+    prepare_inside()
+    with _errors("set up addresses and routes"), IPRoute() as ip:
         index = ip.link_lookup(ifname=CONTAINER_INTERFACE)[0]
         _add_address(ip, index, ipv4, network.ipv4.prefixlen)
         ipv6 = network.ipv6_of(ipv4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from ctrport.errors import NotFoundError
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     from ctrport.network.networks import Network
     from ctrport.run.options import Options
 
+STAND_IN = IPv4Address("192.0.2.2")  # TEST-NET-1, RFC 5737
+
 
 def script(settings: Settings, options: Options) -> str:
     """Give the ctr commands and the nft script of a run on a host that has no other container.
 
     Addresses and automatic ports are the first that such a host would give.
     """
-    network = _network(settings, options) if options.bridged else None
+    network = _network(settings, options) if options.bridged and not options.by_cni else None
     if network is not None and network.internal:
         options = replace(options, publish=(), publish_all=False)
     name = options.name or names.generated_name(options.image)
@@ -44,27 +47,34 @@ def script(settings: Settings, options: Options) -> str:
         ),
         translate.pasteable(translate.start(settings, options, name=name, pid_file=where / "pid", log=log)),
     ]
-    if network is not None:
+    if options.bridged:
+        if network is None:
+            lines.append(f"# {STAND_IN} stands for the address that the CNI plugins choose")
         ledger = Ledger()
-        ipv4 = options.ip or next(a for a in network.ipv4.hosts() if a != network.gateway4)
-        ledger.put(
-            Workload(
-                key=key,
-                created_at=time.time_ns(),
-                requests=options.publish,
-                endpoint=Endpoint(ipv4=ipv4, ipv6=network.ipv6_of(ipv4), interface=network.bridge),
-            )
-        )
+        endpoint = _endpoint(network, options)
+        ledger.put(Workload(key=key, created_at=time.time_ns(), requests=options.publish, endpoint=endpoint))
         ledger.settle()
-        bridge = frozenset({network.bridge})
-        links = Links(
-            bridges=bridge,
-            internal=bridge if network.internal else frozenset(),
-            isolated=bridge if network.isolate else frozenset(),
-        )
-        table = ruleset.build(ledger.bindings(key), links, mark=settings.config.mark)
+        table = ruleset.build(ledger.bindings(key), _links(network), mark=settings.config.mark)
         lines.append(f"nft -f - <<'EOF'\n{table.rebuild()}EOF")
     return "\n".join(lines) + "\n"
+
+
+def _endpoint(network: Network | None, options: Options) -> Endpoint:
+    if network is None:
+        return Endpoint(ipv4=STAND_IN)
+    ipv4 = options.ip or next(a for a in network.ipv4.hosts() if a != network.gateway4)
+    return Endpoint(ipv4=ipv4, ipv6=network.ipv6_of(ipv4), interface=network.bridge)
+
+
+def _links(network: Network | None) -> Links:
+    if network is None:
+        return Links()
+    bridge = frozenset({network.bridge})
+    return Links(
+        bridges=bridge,
+        internal=bridge if network.internal else frozenset(),
+        isolated=bridge if network.isolate else frozenset(),
+    )
 
 
 def _network(settings: Settings, options: Options) -> Network:

@@ -142,7 +142,7 @@ async def _requests(settings: Settings, client: Client, options: Options, image:
     if options.network == "host" and (options.publish or options.publish_all):
         log.warning("-p does nothing with --network host: the container's ports are the host's already")
         return ()
-    if options.bridged and await asyncio.to_thread(_is_internal, settings, options.network):
+    if options.bridged and not options.by_cni and await asyncio.to_thread(_is_internal, settings, options.network):
         if options.publish or options.publish_all:
             log.warning("-p does nothing on the network %s: it is internal", options.network)
         return ()
@@ -175,7 +175,7 @@ async def _place(
     if options.shared_with is not None:
         return await _shared(settings, client, Key(settings.namespace, options.shared_with), options)
     hostname = options.hostname or key.id[:HOSTNAME_LIMIT].rstrip("-._")
-    netns, addresses = None, []
+    netns, addresses, dns = None, [], options.dns
     if options.bridged:
         undo.push_async_callback(_release, link, key)
         reserved = await link.call(
@@ -187,9 +187,8 @@ async def _place(
         )
         netns = reserved["netns"]
         addresses = [ip_address(a) for a in (reserved["ipv4"], reserved["ipv6"]) if a]
-    mounts = files.write(
-        where, hostname=hostname, addresses=addresses, extra_hosts=options.add_host, dns=options.dns
-    )
+        dns = dns or tuple(reserved["dns"])
+    mounts = files.write(where, hostname=hostname, addresses=addresses, extra_hosts=options.add_host, dns=dns)
     return _Place(netns=netns, hostname=hostname, mounts=tuple(mounts))
 
 
