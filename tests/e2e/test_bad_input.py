@@ -37,6 +37,7 @@ runpy.run_module("ctrport", run_name="__main__", alter_sys=True)
 STUB_NFTABLES = """
 class Nftables:
     def set_json_output(self, on): pass
+    def set_terse_output(self, on): pass
     def cmd(self, script):
         return 1, "", "Error: cache initialization failed: Protocol not supported\\n"
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,6 @@ from lab import REFUSED, http_get, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from containerd_instance import LabContainerd
     from lab import Lab
@@ -176,6 +176,20 @@ def test_a_container_that_loses_its_namespace(cni: Cli, watcher: Watcher, lab: L
         watcher.start()
         cni.containerd.ctr("tasks", "start", "--detach", name)
         answers(lab, 8080)
+
+
+def test_with_the_rights_of_the_service(cni: Cli, lab: Lab):
+    """A watcher that has the capabilities of its systemd unit and no others connects and disconnects."""
+    before = left(cni)
+    unit = (Path(__file__).parents[2] / "packaging/systemd/ctrport.service").read_text()
+    (line,) = [line for line in unit.splitlines() if line.startswith("CapabilityBoundingSet=")]
+    kept = ",".join(f"+{name.lower().removeprefix('cap_')}" for name in line.partition("=")[2].split())
+    prefix = ("setpriv", "--no-new-privs", "--bounding-set", f"-all,{kept}")
+    lab.host.popen(*prefix, *cni.argv("watch"), env=cni.environment)
+    until((cni.state / "watch.sock").exists, within=15, what="the watcher")
+    with cni.container("--network", "cni", "-p", "8080:80"):
+        answers(lab, 8080)
+    assert left(cni) == before
 
 
 def test_a_dry_run(cni: Cli):
