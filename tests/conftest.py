@@ -22,6 +22,7 @@ KERNEL_TOOLS = {
     "dbus-daemon": "dbus",
     "sysctl": "procps",
     "tcpdump": "tcpdump",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 E2E_TOOLS = {
     **KERNEL_TOOLS,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # What the first container ever makes and the last one leaves: the network, and what `flush` needs to know.
 LASTING = {
+    "root/cni",
+    "root/cni/default",
     "root/containers",
     "root/containers/default",
     "root/networks",

@@ -27,6 +27,8 @@ class Config:
     timeout_seconds: float = 10.0  # for each call to containerd
     adjust_nftables: bool = False  # put our accepts into hand-written nftables chains that drop
     firewalld_zone: str = "trusted"  # for our bridges; "" leaves firewalld alone
+    cni_config: Path = Path("/etc/cni/net.d")  # networks for `run --network cni`
+    cni_plugins: tuple[Path, ...] = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))  # Debian's place, and the usual
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,8 @@ def load(path: Path, *, required: bool) -> Config:
         "timeout_seconds": _seconds,
         "adjust_nftables": _flag,
         "firewalld_zone": _zone,
+        "cni_config": _directory,
+        "cni_plugins": _directories,
     }
     values: dict[str, Any] = {}
     for key, value in raw.items():
@@ -89,3 +93,15 @@ def _zone(where: str, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_./-]{0,64}", value):
         raise InputError(f"{where}: {value!r} is not the name of a firewalld zone", hint="firewall-cmd --get-zones")
     return value
+
+
+def _directory(where: str, value: Any) -> Path:
+    if not isinstance(value, str) or not value.startswith("/") or ":" in value:
+        raise InputError(f"{where}: {value!r} is not the absolute path of a directory")
+    return Path(value)
+
+
+def _directories(where: str, value: Any) -> tuple[Path, ...]:
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{where}: {value!r} is not a list of directories", hint='for example ["/opt/cni/bin"]')
+    return tuple(_directory(where, each) for each in value)

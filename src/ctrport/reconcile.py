@@ -62,6 +62,7 @@ class Reconciler:
         self._elements: Elements = {}  # what the kernel is to hold
         self._believed = False  # whether the kernel holds it: not before the first pass, nor after a failure
         self._routes = proc.NetworkNamespace((), ())  # of this host, as of this pass
+        self._internal: frozenset[str] = frozenset()  # bridges of internal networks, as of this pass
 
     async def resync(self, *, apply: bool = True) -> list[Change]:
         """Read everything; make the kernel's table equal to what it should be, unless only looking."""
@@ -98,6 +99,7 @@ class Reconciler:
         self._believed = False
         keys = tuple(keys)
         self._routes = await asyncio.to_thread(proc.read)
+        self._internal = self._links().internal
         for key in keys:
             await self.look(key)
         if any(key in self.snapshot.workloads or key in self.reserved for key in keys):
@@ -116,6 +118,7 @@ class Reconciler:
         return self.ledger.bindings(key) if self.ledger else ()
 
     async def _read_all(self) -> None:
+        self._internal = self._links().internal
         seen: set[Key] = set()
         for namespace in await self._client.namespaces():
             if namespace in FOREIGN_NAMESPACES:
@@ -165,7 +168,7 @@ class Reconciler:
         if exited and _is_auto_remove(container) and key not in self.reserved:
             self.snapshot.exited_for_good.add(key)
         self.snapshot.workloads.pop(key, None)
-        if (workload := read_workload(container, endpoint)) is not None:
+        if (workload := read_workload(container, endpoint, internal=self._internal)) is not None:
             self.snapshot.workloads[key] = workload
             if before is None or before.problems != workload.problems:
                 for problem in workload.problems:
@@ -211,8 +214,13 @@ class Reconciler:
         for name in {n for n in towards if not ruleset.can_name(n)}:
             log.warning("interface %a cannot be named in nftables: a container behind it cannot reach itself", name)
             towards.discard(name)
-        bridges = frozenset(n.bridge for n in networks.load_all(self.settings.root))
-        return Links(bridges=bridges, endpoints=frozenset(towards))
+        ours = networks.load_all(self.settings.root)
+        return Links(
+            bridges=frozenset(n.bridge for n in ours),
+            internal=frozenset(n.bridge for n in ours if n.internal),
+            isolated=frozenset(n.bridge for n in ours if n.isolate),
+            endpoints=frozenset(towards),
+        )
 
     def _set_up_host(self, links: Links) -> None:
         """Set what mappings need of the kernel; what cannot be set is said and does not stop the pass."""
