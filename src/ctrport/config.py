@@ -24,6 +24,7 @@ class Config:
     mark: int = DEFAULT_MARK  # one bit of the conntrack mark
     resync_seconds: float = 60.0  # between full passes: the belt to the events' braces
     timeout_seconds: float = 10.0  # for each call to containerd
+    reserve_ports: bool = True  # the watcher holds published ports against other programs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def load(path: Path, *, required: bool) -> Config:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    known = {"mark": _mark, "resync_seconds": _seconds, "timeout_seconds": _seconds}
+    known = {"mark": _mark, "resync_seconds": _seconds, "timeout_seconds": _seconds, "reserve_ports": _switch}
     values: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in known:
@@ -68,3 +69,9 @@ def _seconds(where: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0.1 <= value <= 86400:  # noqa: PLR2004
         raise InputError(f"{where}: {value!r} is not a number of seconds from 0.1 to 86400")
     return float(value)
+
+
+def _switch(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{where}: {value!r} is not true or false")
+    return value

@@ -28,8 +28,10 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path):
 
 def test_every_key(tmp_path: Path):
     """The values are taken; whole numbers will do for seconds."""
-    path = write(tmp_path, "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\n")
-    assert config.load(path, required=True) == Config(mark=0x40, resync_seconds=5.0, timeout_seconds=2.5)
+    path = write(tmp_path, "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\nreserve_ports = false\n")
+    assert config.load(path, required=True) == Config(
+        mark=0x40, resync_seconds=5.0, timeout_seconds=2.5, reserve_ports=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,7 @@ def test_every_key(tmp_path: Path):
         ("timeout_seconds = inf\n", "is not a number of seconds"),
         ("timeout_seconds = false\n", "is not a number of seconds"),
         ("timeout_seconds = [1]\n", "is not a number of seconds"),
+        ("reserve_ports = 1\n", "reserve_ports: 1 is not true or false"),
         ("mark = \n", "Invalid value"),
         (b"\xff\n", "invalid start byte"),
     ],

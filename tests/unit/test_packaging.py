@@ -105,8 +105,12 @@ def test_the_service_has_the_mount_namespace_of_the_host(service: dict[str, str]
 
 
 def test_it_may_make_and_enter_network_namespaces_and_mount_them(service: dict[str, str]):
-    """The rest of what root can do is taken away."""
-    assert set(service["CapabilityBoundingSet"].split()) == {"CAP_NET_ADMIN", "CAP_SYS_ADMIN"}
+    """The rest of what root can do is taken away, but for binding published ports below 1024."""
+    assert set(service["CapabilityBoundingSet"].split()) == {
+        "CAP_NET_ADMIN",
+        "CAP_SYS_ADMIN",
+        "CAP_NET_BIND_SERVICE",
+    }
     assert service["RestrictNamespaces"] == "net"
     assert "@mount" in service["SystemCallFilter"].split()
     assert {"AF_UNIX", "AF_NETLINK"} <= set(service["RestrictAddressFamilies"].split())
