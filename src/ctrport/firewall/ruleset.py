@@ -49,6 +49,7 @@ PUBLISHED_ON4, PUBLISHED_ON6 = "published_on4", "published_on6"
 BRIDGES, SAME_LINK = "bridges", "same_link"
 
 IPV4_MAPS, IPV6_MAPS = (PUBLISHED4, PUBLISHED_ON4), (PUBLISHED6, PUBLISHED_ON6)
+MAPS = (*IPV4_MAPS, *IPV6_MAPS)
 
 SETS = (
     Set(
@@ -130,7 +131,7 @@ def incumbents(elements: Elements) -> Iterator[tuple[Incumbent, int]]:
 
     Elements that say nothing of the kind, because somebody else wrote them, are passed over.
     """
-    for name in (*IPV4_MAPS, *IPV6_MAPS):
+    for name in MAPS:
         for element in elements.get(name, {}).values():
             *host_ip, protocol, port = element.key.split(" . ")
             namespace, _, container = element.comment.partition("/")
