@@ -238,6 +238,13 @@ def test_connections_and_what_is_left_of_them_are_no_conflict(host: Host):
     assert host.taken("udp", "0.0.0.0", 7103)  # noqa: S104 - held as soon as the connection has ended
 
 
+def test_a_full_pass_lets_go_what_no_binding_wants(host: Host):
+    """What a pass that failed did not let go does not stay for ever."""
+    bindings = host.publish("8080:80 8081:81")
+    host.lab.host.call(lambda: host.reservation.retry(bindings[1:]))
+    assert [host.taken("tcp", WILDCARD[4], port) for port in (8080, 8081)] == [False, True]
+
+
 def test_what_cannot_be_held_is_published_all_the_same(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

@@ -698,6 +698,19 @@ def test_a_port_that_could_not_be_bound_is_not_given_out():
     assert [c.new and c.new.state for c in ledger.settle()] == [ACTIVE]
 
 
+def test_what_could_not_be_bound_is_tried_whenever_listeners_are_read():
+    """No list shows such a holder, and none shows that it has gone: `bind` is asked again."""
+    ledger, binds = settled(container("a", "9090:90")), Binds(8080)
+    ledger.put(container("b", "8080:80"))
+    claims.settle(ledger, binds)  # type: ignore[arg-type]
+    ledger.set_listeners(())
+    assert claims.settle(ledger, binds) == []  # type: ignore[arg-type]
+    assert state(ledger, "b") is WAITING
+    binds.taken = ()
+    ledger.set_listeners(())
+    assert [c.new and c.new.state for c in claims.settle(ledger, binds)] == [ACTIVE]  # type: ignore[arg-type]
+
+
 def test_a_pool_goes_on_where_a_port_could_not_be_bound():
     """Each refusal moves the request by one, until a port is left or none."""
     ledger = settled(container("a", "8080-8082:80"))

@@ -69,8 +69,14 @@ class Reservation:
         return self._hold(new)
 
     def retry(self, bindings: Iterable[Binding]) -> None:
-        """Hold what could not be held before; whoever has it by now may keep it."""
-        self._hold({place: None for binding in bindings for place in places(binding)})
+        """Hold what all bindings want and let go anything else, whatever a pass that failed has left.
+
+        Whoever has by now what could not be held before may keep it.
+        """
+        wanted = {place: None for binding in bindings for place in places(binding)}
+        for place in self._held.keys() - wanted.keys():
+            os.close(self._held.pop(place))
+        self._hold(wanted)
 
     def close(self) -> None:
         """Let go everything."""
