@@ -29,6 +29,7 @@ class Config:
     firewalld_zone: str = "trusted"  # for our bridges; "" leaves firewalld alone
     cni_config: Path = Path("/etc/cni/net.d")  # networks for `run --network cni`
     cni_plugins: tuple[Path, ...] = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))  # Debian's place, and the usual
+    reserve_ports: bool = True  # the watcher holds published ports against other programs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ def load(path: Path, *, required: bool) -> Config:
         "firewalld_zone": _zone,
         "cni_config": _directory,
         "cni_plugins": _directories,
+        "reserve_ports": _flag,
     }
     values: dict[str, Any] = {}
     for key, value in raw.items():

@@ -6,6 +6,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from ctrport.errors import ConflictError
+from ctrport.firewall import conntrack
 from ctrport.firewall.foreign import adjust
 from ctrport.firewall.nft import LibNft
 from ctrport.firewall.ruleset import ADDRESS
@@ -36,6 +37,8 @@ def flush(settings: Settings) -> list[str]:
             done.append(f"removed table {ADDRESS}")
         bridges = [network.bridge for network in networks.load_all(settings.root)]
         done += adjust.remove(settings.config, bridges)
+        if flows := conntrack.forget_stale({}, settings.config.mark):
+            done.append(f"deleted {flows} UDP flows to containers")
         there = {name for _, name in socket.if_nameindex()}
         ours = [links.host_interface(lease.netns) for lease in leases.every(settings.root)]
         ours += bridges

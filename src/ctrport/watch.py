@@ -22,6 +22,7 @@ from ctrport.firewall.foreign import firewalld
 from ctrport.firewall.nft import LibNft
 from ctrport.host import lock
 from ctrport.host.notify import notify
+from ctrport.host.reservation import Reservation
 from ctrport.reconcile import Reconciler
 from ctrport.service import Service
 
@@ -72,7 +73,8 @@ async def run(settings: Settings) -> None:
     try:
         nft = LibNft()
         async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-            await _watch(settings, client, Service(client, Reconciler(settings, client, nft)))
+            held_ports = Reservation() if settings.config.reserve_ports else None
+            await _watch(settings, client, Service(client, Reconciler(settings, client, nft, held_ports)))
     except* CtrportError as failures:
         fatal = _first(failures)
     finally:

@@ -112,6 +112,7 @@ def test_it_may_make_and_enter_network_namespaces_and_mount_them(service: dict[s
         "CAP_NET_ADMIN",
         "CAP_NET_RAW",
         "CAP_SYS_ADMIN",
+        "CAP_NET_BIND_SERVICE",
     }
     assert service["RestrictNamespaces"] == "net"
     assert "@mount" in service["SystemCallFilter"].split()

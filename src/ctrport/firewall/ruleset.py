@@ -52,6 +52,7 @@ BRIDGES, SAME_LINK = "bridges", "same_link"
 INTERNAL, ISOLATED = "internal", "isolated"
 
 IPV4_MAPS, IPV6_MAPS = (PUBLISHED4, PUBLISHED_ON4), (PUBLISHED6, PUBLISHED_ON6)
+MAPS = (*IPV4_MAPS, *IPV6_MAPS)
 
 SETS = (
     Set(
@@ -93,6 +94,11 @@ class Links:
     endpoints: frozenset[str] = frozenset()  # towards published containers of whatever network
     internal: frozenset[str] = frozenset()  # those bridges that nothing is forwarded to or from
     isolated: frozenset[str] = frozenset()  # those bridges whose containers are kept from each other
+
+    @property
+    def every(self) -> frozenset[str]:
+        """All interfaces that packets of ours take towards containers."""
+        return self.bridges | self.endpoints
 
     def elements(self) -> Elements:
         """Give the elements of the interface sets."""
@@ -138,7 +144,7 @@ def incumbents(elements: Elements) -> Iterator[tuple[Incumbent, int]]:
 
     Elements that say nothing of the kind, because somebody else wrote them, are passed over.
     """
-    for name in (*IPV4_MAPS, *IPV6_MAPS):
+    for name in MAPS:
         for element in elements.get(name, {}).values():
             *host_ip, protocol, port = element.key.split(" . ")
             namespace, _, container = element.comment.partition("/")
