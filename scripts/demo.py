@@ -290,7 +290,8 @@ def nothing_left(t: Terminal, stage: Stage) -> None:
         raise Wrong(f"the watcher ended with exit code {code}")
     t.watcher_said("stopping; the rules stay")
     t.host("nft list tables", "table inet ctrport\ntable inet ctrport-user")
-    t.host("ctrport flush", r"removed table inet ctrport\nremoved table inet ctrport-user\nremoved interface ctrport0\n.*ip_forward from 1 to 0.*")
+    gone = [r"removed table inet ctrport", r"removed table inet ctrport-user", r"removed interface ctrport0"]
+    t.host("ctrport flush", "\\n".join([*gone, r".*ip_forward from 1 to 0.*"]))
     t.host("nft list tables", "")
 
 
