@@ -17,12 +17,8 @@ KERNEL_TOOLS = {
     "nsenter": "util-linux",
     "conntrack": "conntrack",
     "iptables": "iptables",
-    "ufw": "ufw",
-    "firewalld": "firewalld",
-    "dbus-daemon": "dbus",
     "sysctl": "procps",
     "tcpdump": "tcpdump",
-    "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 E2E_TOOLS = {
     **KERNEL_TOOLS,
