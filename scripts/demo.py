@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from containerd_instance import RUNC_STATE, STANDARD_PATH, Containerd
-from images import BUSYBOX, ENVIRONMENT, REDIS, File, web_image, write_image
+from images import BUSYBOX, ENVIRONMENT, REDIS, File, libraries, web_image, write_image
 from lab import DIRECTORY, REFUSED, Lab, Netns, http_get, machine_state, until
 from program import Cli, Watcher
 
@@ -128,9 +128,7 @@ def redis_image(path: Path, ref: str) -> Path:
         "/usr/bin/redis-cli": File(REDIS_CLI.read_bytes(), 0o755),
         **{name: File(mode=0o755, directory=True) for name in ("/data", "/dev", "/proc", "/run", "/sys", "/tmp")},  # noqa: S108
     }
-    needed = subprocess.run(["ldd", REDIS, REDIS_CLI], check=True, capture_output=True, text=True, timeout=10)
-    for library in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", needed.stdout, flags=re.MULTILINE):
-        root[library] = File(Path(library).read_bytes(), 0o755)
+    root |= libraries(REDIS, REDIS_CLI)
     return write_image(
         path,
         ref,

@@ -82,14 +82,19 @@ def web_image(path: Path, ref: str, *, page: str = "It works!\n") -> Path:
     )
 
 
+def libraries(*programs: Path) -> dict[str, File]:
+    """Give the shared libraries that programs of this machine need, as ldd finds them."""
+    said = subprocess.run(["ldd", *programs], check=True, capture_output=True, text=True, timeout=10).stdout
+    found = re.findall(r"(?:=> |^\s+)(/\S+) \(0x", said, flags=re.MULTILINE)
+    return {library: File(Path(library).read_bytes(), 0o755) for library in found}
+
+
 def redis_image(path: Path, ref: str) -> Path:
     """Write a Redis server's image: Debian's binary and the shared libraries that it needs."""
     root = _base()
     root["/usr/bin/redis-server"] = File(REDIS.read_bytes(), 0o755)
     root["/data"] = File(mode=0o777, directory=True)
-    needed = subprocess.run(["ldd", REDIS], check=True, capture_output=True, text=True, timeout=10).stdout
-    for library in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", needed, flags=re.MULTILINE):
-        root[library] = File(Path(library).read_bytes(), 0o755)
+    root |= libraries(REDIS)
     return write_image(
         path,
         ref,

@@ -31,7 +31,6 @@ LASTING = {
     "root/networks/default/last",
     "root/networks/default/leases",
     "root/networks/default/network.json",
-    "state/allocation.lock",
     "state/lock",
     "state/sysctl.json",
     "state/watch.sock",

@@ -74,7 +74,7 @@ class Reconciler:
             self.ledger.set_host(host)
         changes = self._judge({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
         links = self._links()
-        table = self.table()
+        table = self.table(links)
         self._elements = table.elements
         if apply:
             self._set_up_host(links)
@@ -194,9 +194,9 @@ class Reconciler:
                 ledger.put(workload)
         return ledger.settle()
 
-    def table(self) -> Table:
+    def table(self, links: Links | None = None) -> Table:
         """Give the whole table as it should be, as of the last pass."""
-        return ruleset.build(self._bindings(), self._links(), mark=self.settings.config.mark)
+        return ruleset.build(self._bindings(), links or self._links(), mark=self.settings.config.mark)
 
     def _bindings(self) -> list[Binding]:
         return [b for key in self.ledger.owners() for b in self.ledger.bindings(key)] if self.ledger else []
