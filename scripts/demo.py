@@ -287,8 +287,9 @@ def nothing_left(t: Terminal, stage: Stage) -> None:
     if code := stage.watcher.terminate():
         raise Wrong(f"the watcher ended with exit code {code}")
     t.watcher_said("stopping; the rules stay")
-    t.host("nft list tables", "table inet ctrport")
-    t.host("ctrport flush", r"removed table inet ctrport\nremoved interface ctrport0\n.*ip_forward from 1 to 0.*")
+    t.host("nft list tables", "table inet ctrport\ntable inet ctrport-user")
+    gone = [r"removed table inet ctrport", r"removed table inet ctrport-user", r"removed interface ctrport0"]
+    t.host("ctrport flush", "\\n".join([*gone, r".*ip_forward from 1 to 0.*"]))
     t.host("nft list tables", "")
 
 

@@ -17,8 +17,12 @@ KERNEL_TOOLS = {
     "nsenter": "util-linux",
     "conntrack": "conntrack",
     "iptables": "iptables",
+    "ufw": "ufw",
+    "firewalld": "firewalld",
+    "dbus-daemon": "dbus",
     "sysctl": "procps",
     "tcpdump": "tcpdump",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 E2E_TOOLS = {
     **KERNEL_TOOLS,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # What the first container ever makes and the last one leaves: the network, and what `flush` needs to know.
 LASTING = {
+    "root/cni",
+    "root/cni/default",
     "root/containers",
     "root/containers/default",
     "root/networks",
@@ -142,10 +144,13 @@ class Cli:
         """
         host = self.containerd.lab.host
         links = host.run("ip", "-o", "link").stdout.splitlines()
+        # nft lists tables in the order in which they were made.
+        tables = host.run("nft", "--stateless", "list", "ruleset").stdout.split("\ntable ")
+        tables = [table.removeprefix("table ").rstrip("\n") for table in tables]
         files = [path.relative_to(self.directory) for path in self.directory.rglob("*")]
         kept = {"root", "state", "config.toml", "notify", "watch.log", *LASTING}
         return {
-            "rules": host.run("nft", "--stateless", "list", "ruleset").stdout.splitlines(),
+            "rules": [line for table in sorted(tables) for line in table.splitlines()],
             "links": sorted(line.split(":")[1].split("@")[0].strip() for line in links),
             "namespaces": sorted(p.name for p in DIRECTORY.glob("*") if self.containerd.token in p.name),
             "files": sorted(str(path) for path in files if str(path) not in kept),

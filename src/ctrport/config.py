@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,11 @@ class Config:
     mark: int = DEFAULT_MARK  # one bit of the conntrack mark
     resync_seconds: float = 60.0  # between full passes: the belt to the events' braces
     timeout_seconds: float = 10.0  # for each call to containerd
+    adjust_nftables: bool = False  # put our accepts into hand-written nftables chains that drop
+    firewalld_zone: str = "trusted"  # for our bridges; "" leaves firewalld alone
+    cni_config: Path = Path("/etc/cni/net.d")  # networks for `run --network cni`
+    cni_plugins: tuple[Path, ...] = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))  # Debian's place, and the usual
+    reserve_ports: bool = True  # the watcher holds published ports against other programs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,16 @@ def load(path: Path, *, required: bool) -> Config:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    known = {"mark": _mark, "resync_seconds": _seconds, "timeout_seconds": _seconds}
+    known = {
+        "mark": _mark,
+        "resync_seconds": _seconds,
+        "timeout_seconds": _seconds,
+        "adjust_nftables": _flag,
+        "firewalld_zone": _zone,
+        "cni_config": _directory,
+        "cni_plugins": _directories,
+        "reserve_ports": _flag,
+    }
     values: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in known:
@@ -68,3 +83,27 @@ def _seconds(where: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0.1 <= value <= 86400:  # noqa: PLR2004
         raise InputError(f"{where}: {value!r} is not a number of seconds from 0.1 to 86400")
     return float(value)
+
+
+def _flag(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{where}: {value!r} is neither true nor false")
+    return value
+
+
+def _zone(where: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_./-]{0,64}", value):
+        raise InputError(f"{where}: {value!r} is not the name of a firewalld zone", hint="firewall-cmd --get-zones")
+    return value
+
+
+def _directory(where: str, value: Any) -> Path:
+    if not isinstance(value, str) or not value.startswith("/") or ":" in value:
+        raise InputError(f"{where}: {value!r} is not the absolute path of a directory")
+    return Path(value)
+
+
+def _directories(where: str, value: Any) -> tuple[Path, ...]:
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{where}: {value!r} is not a list of directories", hint='for example ["/opt/cni/bin"]')
+    return tuple(_directory(where, each) for each in value)

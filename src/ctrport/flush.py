@@ -6,6 +6,8 @@ import socket
 from typing import TYPE_CHECKING
 
 from ctrport.errors import ConflictError
+from ctrport.firewall import conntrack
+from ctrport.firewall.foreign import adjust
 from ctrport.firewall.nft import LibNft
 from ctrport.firewall.ruleset import ADDRESS
 from ctrport.host import lock, sysctl
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def flush(settings: Settings) -> list[str]:
-    """Remove table, bridges and veth pairs and put settings back; gives a line for each thing that was there.
+    """Remove rules, bridges and veth pairs and put settings back; gives a line for each thing that was there.
 
     Containers go on without a network; `ctrport sync`, or a watcher that starts, connects them again.
     ConflictError while a watcher runs: it would bring everything back.
@@ -33,9 +35,13 @@ def flush(settings: Settings) -> list[str]:
         if nft.listing() is not None:
             nft.apply(f"delete table {ADDRESS}\n")
             done.append(f"removed table {ADDRESS}")
+        bridges = [network.bridge for network in networks.load_all(settings.root)]
+        done += adjust.remove(settings.config, bridges)
+        if flows := conntrack.forget_stale({}, settings.config.mark):
+            done.append(f"deleted {flows} UDP flows to containers")
         there = {name for _, name in socket.if_nameindex()}
         ours = [links.host_interface(lease.netns) for lease in leases.every(settings.root)]
-        ours += [network.bridge for network in networks.load_all(settings.root)]
+        ours += bridges
         done += [f"removed interface {name}" for name in ours if name in there and links.remove_link(name)]
         return done + sysctl.restore(settings.state)
     finally:

@@ -13,9 +13,10 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctrport import journal
-from ctrport.errors import ContainerdError, CtrportError, KernelError, NotFoundError
-from ctrport.firewall import record, ruleset
+from ctrport import claims, journal
+from ctrport.errors import ContainerdError, KernelError, NotFoundError
+from ctrport.firewall import conntrack, record, ruleset
+from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import Transaction, difference
 from ctrport.host import facts, sysctl
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
     from ctrport.firewall.table import Element, Elements, Listing, Table
+    from ctrport.host.reservation import Reservation
     from ctrport.model.bindings import Binding, Change, Incumbent
     from ctrport.model.workload import Container, Task, Workload
 
@@ -48,22 +50,30 @@ class Snapshot:
 
 
 class Reconciler:
-    """The state of one writer. Its passes must not run at the same time as each other."""
+    """The state of one writer. Its passes must not run at the same time as each other.
 
-    def __init__(self, settings: Settings, client: Client, nft: Nft) -> None:
+    With a reservation, which only a writer that stays has a use for, published ports are held by sockets.
+    """
+
+    def __init__(
+        self, settings: Settings, client: Client, nft: Nft, reservation: Reservation | None = None
+    ) -> None:
         self.settings = settings
         self.snapshot = Snapshot()
         self.reserved: dict[Key, Workload] = {}  # by `run`, for containers that do not run yet
         self.ledger: Ledger | None = None
         self._client = client
         self._nft = nft
+        self._firewalls = Firewalls(settings.config)  # of others
+        self._reservation = reservation
         self._elements: Elements = {}  # what the kernel is to hold
         self._believed = False  # whether the kernel holds it: not before the first pass, nor after a failure
         self._routes = proc.NetworkNamespace((), ())  # of this host, as of this pass
+        self._internal: frozenset[str] = frozenset()  # bridges of internal networks, as of this pass
 
     async def resync(self, *, apply: bool = True) -> list[Change]:
         """Read everything; make the kernel's table equal to what it should be, unless only looking."""
-        self._believed = False
+        doubted, self._believed = not self._believed, False
         self._routes = await asyncio.to_thread(proc.read)
         await self._read_all()
         listing = await asyncio.to_thread(self._nft.listing)
@@ -72,14 +82,21 @@ class Reconciler:
             self.ledger = Ledger(host, _incumbents(listing))
         else:
             self.ledger.set_host(host)
-        changes = self._judge({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
+        self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
+        await claims.tell_listeners(self.ledger, host.listeners)
+        changes = await asyncio.to_thread(claims.settle, self.ledger, self._reservation)
+        if self._reservation is not None:
+            await asyncio.to_thread(self._reservation.retry, self._bindings())
         links = self._links()
         table = self.table(links)
         self._elements = table.elements
         if apply:
-            self._set_up_host(links)
+            sysctl.ensure_for(self.settings.state, links.every, ipv6=self._serves_ipv6())
+            await asyncio.to_thread(self._firewalls.ensure, links)
             if record.intact(self.settings.state, table, listing):
                 await self._commit(difference(listing.elements, table.elements, table.address) if listing else None)
+                if doubted:  # a pass may have ended between its rules and its flows, here or in an earlier writer
+                    await self._forget_stale(None)
             else:
                 if listing is not None:
                     log.warning("the rules in %s are not the ones to be: replacing the table", table.address)
@@ -95,13 +112,16 @@ class Reconciler:
         self._believed = False
         keys = tuple(keys)
         self._routes = await asyncio.to_thread(proc.read)
+        self._internal = self._links().internal
         for key in keys:
             await self.look(key)
+        self._put(keys)
         if any(key in self.snapshot.workloads or key in self.reserved for key in keys):
-            self.ledger.set_listeners(await asyncio.to_thread(facts.listeners))
-        changes = self._judge(keys)
+            await claims.tell_listeners(self.ledger)
+        changes = await asyncio.to_thread(claims.settle, self.ledger, self._reservation)
         links = self._links()
-        self._set_up_host(links)
+        sysctl.ensure_for(self.settings.state, links.every, ipv6=self._serves_ipv6())
+        await asyncio.to_thread(self._firewalls.ensure_once, links)
         await self._commit(self._difference(changes, links))
         self._believed = True
         journal.log_changes(changes)
@@ -112,6 +132,7 @@ class Reconciler:
         return self.ledger.bindings(key) if self.ledger else ()
 
     async def _read_all(self) -> None:
+        self._internal = self._links().internal
         seen: set[Key] = set()
         for namespace in await self._client.namespaces():
             if namespace in FOREIGN_NAMESPACES:
@@ -161,7 +182,7 @@ class Reconciler:
         if exited and _is_auto_remove(container) and key not in self.reserved:
             self.snapshot.exited_for_good.add(key)
         self.snapshot.workloads.pop(key, None)
-        if (workload := read_workload(container, endpoint)) is not None:
+        if (workload := read_workload(container, endpoint, internal=self._internal)) is not None:
             self.snapshot.workloads[key] = workload
             if before is None or before.problems != workload.problems:
                 for problem in workload.problems:
@@ -180,8 +201,8 @@ class Reconciler:
         towards = next((self._routes.interface_towards(a) for a in (ipv4, ipv6) if a), None)
         return Endpoint(ipv4=ipv4, ipv6=ipv6, interface=towards)
 
-    def _judge(self, keys: Iterable[Key]) -> list[Change]:
-        """Put what was read into the ledger; gives what changed."""
+    def _put(self, keys: Iterable[Key]) -> None:
+        """Put what was read into the ledger."""
         ledger = self.ledger
         assert ledger is not None  # noqa: S101 - made by the first resync
         for key in keys:
@@ -192,7 +213,6 @@ class Reconciler:
                 ledger.remove(key)
             else:
                 ledger.put(workload)
-        return ledger.settle()
 
     def table(self, links: Links | None = None) -> Table:
         """Give the whole table as it should be, as of the last pass."""
@@ -207,19 +227,16 @@ class Reconciler:
         for name in {n for n in towards if not ruleset.can_name(n)}:
             log.warning("interface %a cannot be named in nftables: a container behind it cannot reach itself", name)
             towards.discard(name)
-        bridges = frozenset(n.bridge for n in networks.load_all(self.settings.root))
-        return Links(bridges=bridges, endpoints=frozenset(towards))
+        ours = networks.load_all(self.settings.root)
+        return Links(
+            bridges=frozenset(n.bridge for n in ours),
+            internal=frozenset(n.bridge for n in ours if n.internal),
+            isolated=frozenset(n.bridge for n in ours if n.isolate),
+            endpoints=frozenset(towards),
+        )
 
-    def _set_up_host(self, links: Links) -> None:
-        """Set what mappings need of the kernel; what cannot be set is said and does not stop the pass."""
-        state = self.settings.state
-        try:
-            if links.endpoints or links.bridges:
-                sysctl.ensure_forwarding(state, ipv6=any(self._elements[n] for n in ruleset.IPV6_MAPS))
-            for interface in links.endpoints | links.bridges:
-                sysctl.ensure_route_localnet(state, interface)
-        except CtrportError as error:
-            log.error("%s; mend it with: %s", error.message, error.hint)  # noqa: TRY400 - told in full
+    def _serves_ipv6(self) -> bool:
+        return any(self._elements[name] for name in ruleset.IPV6_MAPS)
 
     def _difference(self, changes: list[Change], links: Links) -> Transaction:
         """Give the element changes of a few bindings, and take them into what the kernel is to hold."""
@@ -251,6 +268,8 @@ class Reconciler:
         except KernelError as error:
             log.warning("a change did not apply, replacing the table: %s", error.message)
             await self._rebuild(self.table())
+        else:
+            await self._forget_stale(conntrack.udp_ports(transaction.deleted, transaction.added))
 
     async def _rebuild(self, table: Table) -> None:
         """Replace the whole table in one transaction, and keep what the kernel then lists of it."""
@@ -259,6 +278,11 @@ class Reconciler:
         listing = await asyncio.to_thread(self._nft.listing, elements=False)
         if listing is not None:
             record.write(self.settings.state, table, listing)
+        await self._forget_stale(None)
+
+    async def _forget_stale(self, ports: set[int] | None) -> None:
+        """Delete UDP flows that the rules, as they now are, would send elsewhere; None for any port."""
+        await asyncio.to_thread(conntrack.forget_stale, self._elements, self.settings.config.mark, ports)
 
 
 def _is_auto_remove(container: Container) -> bool:

@@ -17,7 +17,7 @@ from ctrport.errors import ConflictError, CtrportError, HostError, KernelError
 from ctrport.model import ports
 from ctrport.model.bindings import State
 from ctrport.model.workload import Key, Status, Workload
-from ctrport.network import attach, files
+from ctrport.network import administer, attach, define, files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -66,7 +66,7 @@ class Service:
             connected = await asyncio.to_thread(
                 attach.repair, self._settings, frozenset(snapshot.known), frozenset(self._reconciler.reserved)
             )
-            if connected:
+            if connected:  # without an address they had no endpoint a moment ago
                 changes += await self._reconciler.refresh(connected)
             await self._remove_exited()
             self.last_resync = time.time()
@@ -115,8 +115,9 @@ class Service:
                 raise
         return {
             "netns": str(attachment.netns) if attachment else None,
-            "ipv4": str(attachment.ipv4) if attachment else None,
+            "ipv4": str(attachment.ipv4) if attachment and attachment.ipv4 else None,
             "ipv6": str(attachment.ipv6) if attachment and attachment.ipv6 else None,
+            "dns": attachment.dns if attachment else (),
             **self._container(key),
         }
 
@@ -144,6 +145,23 @@ class Service:
                 "; ".join(f"{b.mapping}: {b.reason}" for b in lost[:5]),
                 hint="choose another host port, or stop who holds it",
             )
+
+    async def create_network(self, **wish: Any) -> Json:
+        """Make a network from the words of `ctrport network create`; gives it as it was made."""
+        wanted = define.read(**wish)
+        async with self._turn:
+            if self._reconciler.ledger is None:
+                await self._reconciler.resync()  # and so fail before anything is made where the kernel cannot
+            network = await asyncio.to_thread(administer.create, self._settings.root, wanted)
+            await self._reconciler.refresh([])
+        return administer.describe(self._settings.root, network)
+
+    async def remove_network(self, name: str) -> Json:
+        """Remove a network that no container is on."""
+        async with self._turn:
+            await asyncio.to_thread(administer.remove, self._settings.root, name)
+            await self._reconciler.refresh([])
+        return {}
 
     async def _release(self, key: Key) -> None:
         workload = self._reconciler.reserved.pop(key, None)
@@ -233,5 +251,7 @@ class Session:
             "converge": service.converge,
             "bindings": service.bindings,
             "resync": service.resync,
+            "create_network": service.create_network,
+            "remove_network": service.remove_network,
         }
         return await plain[operation](**arguments)

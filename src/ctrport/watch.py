@@ -18,9 +18,11 @@ from ctrport import control
 from ctrport.containerd.client import Client
 from ctrport.containerd.events import Marker, Watch
 from ctrport.errors import ConflictError, CtrportError, HostError
+from ctrport.firewall.foreign import firewalld
 from ctrport.firewall.nft import LibNft
 from ctrport.host import lock
 from ctrport.host.notify import notify
+from ctrport.host.reservation import Reservation
 from ctrport.reconcile import Reconciler
 from ctrport.service import Service
 
@@ -71,7 +73,8 @@ async def run(settings: Settings) -> None:
     try:
         nft = LibNft()
         async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-            await _watch(settings, client, Service(client, Reconciler(settings, client, nft)))
+            held_ports = Reservation() if settings.config.reserve_ports else None
+            await _watch(settings, client, Service(client, Reconciler(settings, client, nft, held_ports)))
     except* CtrportError as failures:
         fatal = _first(failures)
     finally:
@@ -95,6 +98,7 @@ async def _watch(settings: Settings, client: Client, service: Service) -> None:
                 group.create_task(events.run()),
                 group.create_task(_listen(events, doubt)),
                 group.create_task(_remind(doubt, settings.config.resync_seconds)),
+                group.create_task(_listen_to_firewalld(doubt)),
                 group.create_task(_reconcile(settings, service, server, doubt)),
             ]
             await stop.wait()
@@ -124,6 +128,12 @@ async def _listen(events: Watch, doubt: Doubt) -> None:
             doubt.raise_all()
         else:
             doubt.raise_about(item.key)
+
+
+async def _listen_to_firewalld(doubt: Doubt) -> None:
+    async for _ in firewalld.reloads():
+        log.info("firewalld has loaded its rules anew")
+        doubt.raise_all()
 
 
 async def _remind(doubt: Doubt, seconds: float) -> None:

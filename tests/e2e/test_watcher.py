@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lab import REFUSED, Failure, http_get, until
+from lab import REFUSED, Failure, http_get, serve, until
 
 if TYPE_CHECKING:
     from containerd_instance import LabContainerd
@@ -119,6 +121,31 @@ def test_sighup_reads_everything_again(ctrport: Cli, watcher: Watcher, lab: Lab)
         watcher.signal(signal.SIGHUP)
         until(lambda: page(lab, 8080) == PAGE, what="the element")
         assert drift(ctrport) == (0, "")
+
+
+def test_a_published_port_is_taken_while_the_watcher_runs(ctrport: Cli, watcher: Watcher, lab: Lab):
+    """Another program's bind fails until the container or the watcher has ended; `ps` names who came first."""
+
+    def bound() -> bool:
+        try:
+            lab.host.call(lambda: socket.create_server(("", 8080))).close()
+        except OSError as error:
+            assert error.errno == errno.EADDRINUSE  # noqa: PT017 - others are failures
+            return False
+        return True
+
+    with ctrport.container("-p", "8080:80"):
+        assert not bound()
+        assert page(lab, 8080) == PAGE
+        watcher.kill()
+        assert bound()
+        watcher.start()
+        assert not bound()
+    assert bound()
+    with serve(lab.host, 8080) as server:
+        result = ctrport("run", "-d", "-p", "8080:80", ctrport.containerd.image)
+        assert result.returncode == 125
+        assert f"(pid {server.pid})" in result.stderr
 
 
 def test_a_second_watcher(ctrport: Cli, watcher: Watcher):
@@ -329,10 +356,10 @@ def test_rules_can_be_loaded(ctrport: Cli, watcher: Watcher, lab: Lab):
     assert watcher.running
     with ctrport.container("-p", "8080:80", "-p", "127.0.0.1:5353:53/udp"):
         script = ctrport("rules", check=True).stdout
-        kernel = ctrport.everything()["rules"]
+        kernel = lab.host.run("nft", "--stateless", "list", "table", "inet", "ctrport").stdout
         with lab.netns("other") as other:
             other.nft(script)
-            assert other.run("nft", "--stateless", "list", "ruleset").stdout.splitlines() == kernel
+            assert other.run("nft", "--stateless", "list", "ruleset").stdout == kernel
 
 
 def test_flush(ctrport: Cli, lab: Lab):
@@ -369,8 +396,9 @@ def test_flush(ctrport: Cli, lab: Lab):
         assert page(lab, 8080) == PAGE
         watcher.terminate()
         flushed = ctrport("flush", check=True).stdout.splitlines()
-        assert [line.split()[:2] for line in flushed][:3] == [
+        assert [line.split()[:2] for line in flushed][:4] == [
             ["removed", "table"],
+            ["removed", "table"],  # the operator's, which is empty
             ["removed", "interface"],
             ["removed", "interface"],
         ]

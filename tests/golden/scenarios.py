@@ -58,6 +58,15 @@ SCENARIOS: dict[str, Table] = {
         container("db", "127.0.0.1:5432:5432", 3, ipv6=False, subnet="10.208.16"),
         links=Links(bridges=frozenset({"ctrport0", "ctrport1"})),
     ),
+    # A network whose containers are kept apart, and one that nothing enters or leaves
+    "isolated-and-internal": table(
+        container("web", "8080:80", 2, ipv6=False),
+        links=Links(
+            bridges=frozenset({"cp-apart", "cp-inside"}),
+            internal=frozenset({"cp-inside"}),
+            isolated=frozenset({"cp-apart"}),
+        ),
+    ),
     # A container on the bridge of a CNI plugin: published, and not closed
     "cni": table(
         container("web", "8080:80", 5, ipv6=False, subnet="10.88.0"),

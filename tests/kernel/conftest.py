@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab import Lab
+from passes import Writer, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """Give a fresh host and remote; the host forwards."""
     with Lab() as made:
+        yield made
+
+
+@pytest.fixture
+def writer(lab: Lab, tmp_path: Path) -> Iterator[Writer]:
+    """Give a writer that has made its first pass, and two containers' namespaces that serve port 80."""
+    with writing(lab, tmp_path) as made:
         yield made

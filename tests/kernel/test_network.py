@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -21,7 +22,6 @@ from lab import Answer, Lab, Netns, ask, serve, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 NETWORK = Network(
     name="default",
@@ -449,8 +449,12 @@ def test_listeners_are_seen_and_connections_are_not(machine: Machine):
             (socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 7005)),
             (socket.AF_INET6, socket.SOCK_DGRAM, ("::", 7006)),
             (socket.AF_INET6, socket.SOCK_STREAM, ("::ffff:192.0.2.1", 7007)),
+            (socket.AF_INET6, socket.SOCK_STREAM, ("::", 7008)),
+            (socket.AF_INET6, socket.SOCK_DGRAM, ("::", 7009)),
         ):
             opened = socket.socket(family, kind)
+            if address[1] in (7008, 7009):
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             opened.bind(address)
             if kind == socket.SOCK_STREAM:
                 opened.listen()
@@ -479,7 +483,35 @@ def test_listeners_are_seen_and_connections_are_not(machine: Machine):
         [7005, "udp", "127.0.0.1", [4]],
         [7006, "udp", "::", [4, 6]],
         [7007, "tcp", "192.0.2.1", [4]],
+        [7008, "tcp", "::", [6]],
+        [7009, "udp", "::", [6]],
     ]
+
+
+def test_a_listener_has_a_name(machine: Machine):
+    """The process is found by the socket; before that its user is known, and without a process nothing is."""
+    with serve(machine.host, 7001) as server:
+        found = machine.python(
+            "from ctrport.host import facts\n"
+            "one, = facts.listeners()\n"
+            "x = [one.holder, [v.holder for v in facts.named([one, one._replace(inode=1)]).values()]]"
+        )
+        comm = Path(f"/proc/{server.pid}/comm").read_text().strip()
+    assert found == ["a process of user root", [f"{comm} (pid {server.pid})"]]
+
+
+def test_listeners_among_many_connections(machine: Machine):
+    """The kernel gives listeners alone: a thousand connections make the answer no longer."""
+
+    def connections() -> list[socket.socket]:
+        server = socket.create_server(("127.0.0.1", 7001), backlog=2000)
+        return [server, *(socket.create_connection(("127.0.0.1", 7001)) for _ in range(1000))]
+
+    opened = machine.host.call(connections)
+    found = machine.python("from ctrport.host import sockdiag\nx = len(list(sockdiag.sockets(6, 1 << 10)))")
+    for each in opened:
+        each.close()
+    assert found == 1
 
 
 def test_the_facts_of_a_host(machine: Machine):

@@ -229,7 +229,12 @@ def test_no_table_is_drift(nft: LibNft):
 
 
 ELEMENT = 'published4: tcp . 8080 comment "default/web" : 198.51.100.2 . 80'
-GUARD = ("answers", "between containers of one network", "unpublished port")
+GUARD = (
+    "answers",
+    "between containers of an isolated network",
+    "between containers of one network",
+    "unpublished port",
+)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +284,8 @@ GUARD = ("answers", "between containers of one network", "unpublished port")
                 "flush chain inet ctrport guard\n"
                 'add rule inet ctrport guard counter drop comment "unpublished port"\n'
                 'add rule inet ctrport guard ct state established,related accept comment "answers"\n'
-                'add rule inet ctrport guard accept comment "between containers of one network"'
+                'add rule inet ctrport guard accept comment "between containers of one network"\n'
+                'add rule inet ctrport guard accept comment "between containers of an isolated network"'
             ),
             [],
             ["chain guard: rules in another order"],

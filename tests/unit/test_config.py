@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from ctrport import config
 from ctrport.config import Config
 from ctrport.errors import InputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def write(directory: Path, text: str | bytes) -> Path:
@@ -28,8 +25,22 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path):
 
 def test_every_key(tmp_path: Path):
     """The values are taken; whole numbers will do for seconds."""
-    path = write(tmp_path, "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\n")
-    assert config.load(path, required=True) == Config(mark=0x40, resync_seconds=5.0, timeout_seconds=2.5)
+    path = write(
+        tmp_path,
+        "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\nreserve_ports = false\n"
+        'adjust_nftables = true\nfirewalld_zone = "internal"\n'
+        'cni_config = "/srv/net.d"\ncni_plugins = ["/srv/bin", "/opt/cni/bin"]\n',
+    )
+    assert config.load(path, required=True) == Config(
+        mark=0x40,
+        resync_seconds=5.0,
+        timeout_seconds=2.5,
+        adjust_nftables=True,
+        firewalld_zone="internal",
+        cni_config=Path("/srv/net.d"),
+        cni_plugins=(Path("/srv/bin"), Path("/opt/cni/bin")),
+        reserve_ports=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,6 +60,13 @@ def test_every_key(tmp_path: Path):
         ("timeout_seconds = inf\n", "is not a number of seconds"),
         ("timeout_seconds = false\n", "is not a number of seconds"),
         ("timeout_seconds = [1]\n", "is not a number of seconds"),
+        ("adjust_nftables = 1\n", "1 is neither true nor false"),
+        ("reserve_ports = 1\n", "reserve_ports: 1 is neither true nor false"),
+        ('firewalld_zone = "a b"\n', "'a b' is not the name of a firewalld zone"),
+        ('cni_config = "net.d"\n', "cni_config: 'net.d' is not the absolute path"),
+        ('cni_plugins = "/opt/cni/bin"\n', "is not a list of directories"),
+        ("cni_plugins = []\n", "is not a list of directories"),
+        ('cni_plugins = ["/a:/b"]\n', "'/a:/b' is not the absolute path"),
         ("mark = \n", "Invalid value"),
         (b"\xff\n", "invalid start byte"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctrport import claims
 from ctrport.model import ports
 from ctrport.model.bindings import Binding, Change, Host, Incumbent, Listener, State, is_wildcard
 from ctrport.model.ledger import ALL_ALLOCATED, Ledger
@@ -679,3 +680,98 @@ def test_two_ports_for_one_container_port_both_survive_a_new_writer():
     incumbents = {Incumbent(key("a"), Protocol.TCP, None, 80): {8002, 9000}}
     again = settled(container("a", "9000:80 8000-8010:80"), incumbents=incumbents)
     assert [b.host_port for b in again.bindings(key("a"))] == [9000, 8002]
+
+
+# ------------------------------------------------------------------------------------------- the kernel's word
+
+
+def test_a_port_that_could_not_be_bound_is_not_given_out():
+    """What `bind` refused waits with the holder's name, and is tried again when listeners are read again."""
+    ledger = settled(container("a", "8080:80"))
+    ledger.take(Listener(Protocol.TCP, 8080, ip_address("192.0.2.1"), (4,), "redis-server (pid 811)"))
+    (change,) = ledger.settle()
+    assert change.old is not None
+    assert change.new is not None
+    assert (change.old.state, change.new.state) == (ACTIVE, WAITING)
+    assert reason(ledger, "a") == "192.0.2.1:8080/tcp is held by redis-server (pid 811)"
+    ledger.set_host(Host())
+    assert [c.new and c.new.state for c in ledger.settle()] == [ACTIVE]
+
+
+def test_what_could_not_be_bound_is_tried_whenever_listeners_are_read():
+    """No list shows such a holder, and none shows that it has gone: `bind` is asked again."""
+    ledger, binds = settled(container("a", "9090:90")), Binds(8080)
+    ledger.put(container("b", "8080:80"))
+    claims.settle(ledger, binds)  # type: ignore[arg-type]
+    ledger.set_listeners(())
+    assert claims.settle(ledger, binds) == []  # type: ignore[arg-type]
+    assert state(ledger, "b") is WAITING
+    binds.taken = ()
+    ledger.set_listeners(())
+    assert [c.new and c.new.state for c in claims.settle(ledger, binds)] == [ACTIVE]  # type: ignore[arg-type]
+
+
+def test_a_pool_goes_on_where_a_port_could_not_be_bound():
+    """Each refusal moves the request by one, until a port is left or none."""
+    ledger = settled(container("a", "8080-8082:80"))
+    for port, expected in ((8080, (8081, ACTIVE)), (8081, (8082, ACTIVE)), (8082, (None, WAITING))):
+        ledger.take(Listener(Protocol.TCP, port, ip_address("::"), (4, 6)))
+        ledger.settle()
+        assert outcome(ledger, "a") == [expected]
+    assert reason(ledger, "a") == ALL_ALLOCATED
+
+
+def test_who_is_in_the_way_is_told_before_the_decision():
+    """Only listeners on ports that somebody asks for and does not have are worth a name."""
+    ledger = settled(container("a", "8080:80"))
+    ledger.put(container("b", "192.0.2.1:9090:90"))
+    listeners = [
+        Listener(Protocol.TCP, port, ip_address(address), (4,))
+        for port, address in ((8080, "::1"), (9090, "192.0.2.1"), (9090, "127.0.0.1"), (22, "127.0.0.1"))
+    ]
+    assert ledger.contested(listeners) == [listeners[1]]
+
+
+class Binds:
+    """A reservation on a host where some ports cannot be bound."""
+
+    def __init__(self, *taken: int) -> None:
+        self.taken = taken
+        self.held: set[tuple[Key, int | None]] = set()
+
+    def update(self, changes: Iterable[Change]) -> list[Listener]:
+        refused = []
+        for old, new in changes:
+            if old is not None and old.state is ACTIVE:
+                self.held.discard((old.owner, old.host_port))
+            if new is not None and new.state is ACTIVE:
+                if new.host_port in self.taken:
+                    refused.append(Listener(Protocol.TCP, new.host_port, ip_address("::"), (4, 6)))
+                else:
+                    self.held.add((new.owner, new.host_port))
+        return refused
+
+
+def test_what_is_settled_is_what_is_held():
+    """The changes that come out lead from the state before to the state after, whatever was tried between."""
+    ledger, binds = Ledger(), Binds(8080, 8081, 8090)
+    for name, specs in (("a", "8080-8089:80"), ("b", "8090:80"), ("c", "8091:80")):
+        ledger.put(container(name, specs))
+    changes = claims.settle(ledger, binds)  # type: ignore[arg-type]
+    assert {(c.old, c.new.host_port, c.new.state) for c in changes if c.new} == {
+        (None, 8082, ACTIVE),
+        (None, 8090, WAITING),
+        (None, 8091, ACTIVE),
+    }
+    assert binds.held == {(key("a"), 8082), (key("c"), 8091)}
+    assert claims.settle(ledger, binds) == []  # type: ignore[arg-type]
+
+
+def test_an_incumbent_keeps_its_port_whoever_has_bound_it():
+    """What the kernel serves already is not lost to a program that bound the port while no watcher ran."""
+    incumbent = Incumbent(key("a"), Protocol.TCP, None, 80)
+    ledger = Ledger(None, {incumbent: {8080}})
+    ledger.put(container("a", "8080:80"))
+    (change,) = claims.settle(ledger, Binds(8080))  # type: ignore[arg-type]
+    assert change.new is not None
+    assert change.new.state is ACTIVE

@@ -80,7 +80,7 @@ def test_no_subnet_is_left(taken: str):
     """Where routes cover all candidates the error says what to do."""
     with pytest.raises(HostError, match=r"overlap all of 10\.208\.0\.0/12") as caught:
         choose_subnet([IPv4Network(taken)])
-    assert "network.json" in (caught.value.hint or "")
+    assert "network create default --subnet" in (caught.value.hint or "")
 
 
 @given(taken=st.lists(st.sampled_from(CANDIDATES), max_size=len(CANDIDATES) - 1))

@@ -73,6 +73,8 @@ def test_it_comes_after_containerd_and_after_firewalls_that_flush(unit: dict[str
         "containerd.service",
         "nftables.service",
         "firewalld.service",
+        "ufw.service",
+        "netfilter-persistent.service",
     }
     assert "Requires" not in unit["Unit"]
     assert "BindsTo" not in unit["Unit"]
@@ -106,7 +108,12 @@ def test_the_service_has_the_mount_namespace_of_the_host(service: dict[str, str]
 
 def test_it_may_make_and_enter_network_namespaces_and_mount_them(service: dict[str, str]):
     """The rest of what root can do is taken away."""
-    assert set(service["CapabilityBoundingSet"].split()) == {"CAP_NET_ADMIN", "CAP_SYS_ADMIN"}
+    assert set(service["CapabilityBoundingSet"].split()) == {
+        "CAP_NET_ADMIN",
+        "CAP_NET_RAW",
+        "CAP_SYS_ADMIN",
+        "CAP_NET_BIND_SERVICE",
+    }
     assert service["RestrictNamespaces"] == "net"
     assert "@mount" in service["SystemCallFilter"].split()
     assert {"AF_UNIX", "AF_NETLINK"} <= set(service["RestrictAddressFamilies"].split())

@@ -140,39 +140,6 @@ def test_this_process():
     assert all(isinstance(r.network, IPv4Network) or r.interface != "lo" for r in found.routes)
 
 
-TCP = """\
-  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4001 1 0 100 0 0 10 0
-   1: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4002 1 0 100 0 0 10 0
-   2: 0100007F:1F90 0100007F:A001 01 00000000:00000000 00:00000000 00000000     0        0 4003 1 0 20 4 30 10 -1
-   3: 0100007F:A001 0100007F:1F90 06 00000000:00000000 03:00000000 00000000     0        0 0 3 0
-"""
-TCP6 = """\
-  sl  local_address                         remote_address                        st ... inode
-   0: 00000000000000000000000000000000:0016 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 5001 1
-   1: B80D0120000000000000000001000000:01BB 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 5002 1
-   2: 0000000000000000FFFF0000010200C0:0050 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 5003 1
-"""
-
-
-def test_sockets():
-    """Those in the state asked for, with address, port, families and inode."""
-    assert facts.sockets(TCP, facts.LISTEN) == [
-        (IPv4Address("127.0.0.1"), 8080, (4,), 4001),
-        (IPv4Address("0.0.0.0"), 80, (4,), 4002),  # noqa: S104 - read, not bound
-    ]
-    assert [s[3] for s in facts.sockets(TCP, "01")] == [4003]
-
-
-def test_ipv6_sockets():
-    """[::] is taken to serve both families; an IPv4 address in IPv6 form is IPv4."""
-    assert facts.sockets(TCP6, facts.LISTEN) == [
-        (IPv6Address("::"), 22, (4, 6), 5001),
-        (IPv6Address("2001:db8::1"), 443, (6,), 5002),
-        (IPv4Address("192.0.2.1"), 80, (4,), 5003),
-    ]
-
-
 @pytest.mark.parametrize(
     ("text", "ports"),
     [("", []), ("8080", [8080]), ("8080,9148-9150", [8080, 9148, 9149, 9150])],

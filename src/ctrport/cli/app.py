@@ -10,7 +10,7 @@ import typer
 
 from ctrport import __version__, log
 from ctrport import config as configuration
-from ctrport.cli import containers, maintenance, run
+from ctrport.cli import containers, maintenance, networks, run
 from ctrport.config import Settings
 from ctrport.run.names import check_identifier
 
@@ -32,6 +32,7 @@ app.command("ps")(containers.ps)
 app.command("rules")(maintenance.rules)
 app.command("stop")(containers.stop)
 app.command("rm")(containers.rm)
+app.add_typer(networks.app, name="network")
 app.command("flush")(maintenance.flush)
 
 

@@ -46,7 +46,7 @@ def run(
     entrypoint: Annotated[str | None, typer.Option("--entrypoint", help="Replace the image's entry point.")] = None,
     network: Annotated[
         str,
-        typer.Option("--network", metavar="default|host|none|container:ID", help="What to connect it to."),
+        typer.Option("--network", metavar="NAME|cni[:NAME]|host|none|container:ID", help="What to connect it to."),
     ] = "default",
     ip: Annotated[str | None, typer.Option("--ip", help="IPv4 address on the network.")] = None,
     hostname: Annotated[str | None, typer.Option("--hostname")] = None,

@@ -12,6 +12,8 @@ Theory of operation, along the path of a packet:
 3. *On the way through* (`forward`) what we translated passes. Anything else towards one of our own bridges
    must belong to a connection that exists or come from the same bridge: ports that were not published are closed
    to outsiders, whatever the policy of other tables. Other people's networks get the accept and never a drop.
+   Before that, what would enter or leave an *internal* network is dropped; and an *isolated* network's containers
+   reach each other by published ports alone.
 4. *On the way out* (`postrouting`) the source is rewritten in three cases only: the answer would otherwise
    not come back through this host (a container that reaches itself or a sibling, the host's own programs), or
    a container of ours talks to the outside. A remote client's address is always kept.
@@ -47,8 +49,10 @@ COMMENT_LIMIT = 128  # bytes, NFTNL_UDATA_COMMENT_MAXLEN of libnftnl
 PUBLISHED4, PUBLISHED6 = "published4", "published6"
 PUBLISHED_ON4, PUBLISHED_ON6 = "published_on4", "published_on6"
 BRIDGES, SAME_LINK = "bridges", "same_link"
+INTERNAL, ISOLATED = "internal", "isolated"
 
 IPV4_MAPS, IPV6_MAPS = (PUBLISHED4, PUBLISHED_ON4), (PUBLISHED6, PUBLISHED_ON6)
+MAPS = (*IPV4_MAPS, *IPV6_MAPS)
 
 SETS = (
     Set(
@@ -77,6 +81,8 @@ SETS = (
     ),
     Set(name=BRIDGES, key_type="ifname"),
     Set(name=SAME_LINK, key_type="ifname . ifname"),
+    Set(name=INTERNAL, key_type="ifname"),
+    Set(name=ISOLATED, key_type="ifname"),
 )
 
 
@@ -86,12 +92,20 @@ class Links:
 
     bridges: frozenset[str] = frozenset()  # of our own networks: closed to outsiders, masqueraded
     endpoints: frozenset[str] = frozenset()  # towards published containers of whatever network
+    internal: frozenset[str] = frozenset()  # those bridges that nothing is forwarded to or from
+    isolated: frozenset[str] = frozenset()  # those bridges whose containers are kept from each other
+
+    @property
+    def every(self) -> frozenset[str]:
+        """All interfaces that packets of ours take towards containers."""
+        return self.bridges | self.endpoints
 
     def elements(self) -> Elements:
         """Give the elements of the interface sets."""
         both = sorted(self.bridges | self.endpoints)
+        single = {BRIDGES: self.bridges, INTERNAL: self.internal, ISOLATED: self.isolated}
         return {
-            BRIDGES: {e.key: e for e in (Element(_quote(name)) for name in sorted(self.bridges))},
+            **{of: {e.key: e for e in (Element(_quote(n)) for n in sorted(ns))} for of, ns in single.items()},
             SAME_LINK: {e.key: e for e in (Element(f"{_quote(n)} . {_quote(n)}") for n in both)},
         }
 
@@ -130,7 +144,7 @@ def incumbents(elements: Elements) -> Iterator[tuple[Incumbent, int]]:
 
     Elements that say nothing of the kind, because somebody else wrote them, are passed over.
     """
-    for name in (*IPV4_MAPS, *IPV6_MAPS):
+    for name in MAPS:
         for element in elements.get(name, {}).values():
             *host_ip, protocol, port = element.key.split(" . ")
             namespace, _, container = element.comment.partition("/")
@@ -221,6 +235,14 @@ def _chains(mark: int) -> tuple[Chain, ...]:
             name="forward",
             hook="type filter hook forward priority filter; policy accept;",
             rules=(
+                Rule(
+                    f"iifname @{INTERNAL} iifname . oifname != @{SAME_LINK} counter drop",
+                    "out of an internal network",
+                ),
+                Rule(
+                    f"oifname @{INTERNAL} iifname . oifname != @{SAME_LINK} counter drop",
+                    "into an internal network",
+                ),
                 Rule(f"{ours} accept", "published port"),
                 Rule(f"oifname @{BRIDGES} goto guard", "to a network of ours"),
             ),
@@ -229,6 +251,10 @@ def _chains(mark: int) -> tuple[Chain, ...]:
             name="guard",
             rules=(
                 Rule("ct state established,related accept", "answers"),
+                Rule(
+                    f"oifname @{ISOLATED} iifname . oifname @{SAME_LINK} counter drop",
+                    "between containers of an isolated network",
+                ),
                 Rule(f"iifname . oifname @{SAME_LINK} accept", "between containers of one network"),
                 Rule("counter drop", "unpublished port"),
             ),

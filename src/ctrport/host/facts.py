@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+import functools
+import pwd
+import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ctrport.host import sysctl
+from ctrport.host import sockdiag, sysctl
 from ctrport.model.bindings import Host, Listener
 from ctrport.model.ports import Protocol
 from ctrport.network import proc
 
-LISTEN, CLOSE = "0A", "07"  # include/net/tcp_states.h; an unconnected UDP socket is in state CLOSE
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+IP_PROTOCOLS = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
+# Sockets that only hold a port (host/reservation) are bound to this interface, which no host has: any process of
+# ours tells them by it from somebody else's.
+NO_INTERFACE = 0x7FFFFF00
 
 
 def read() -> Host:
@@ -35,58 +44,42 @@ def reserved_ports(text: str) -> frozenset[int]:
 
 def listeners() -> tuple[Listener, ...]:
     """Give the sockets that wait for somebody: TCP in LISTEN, UDP unconnected. Connections do not count."""
-    found = []
-    for name, protocol, state in (
-        ("tcp", Protocol.TCP, LISTEN),
-        ("tcp6", Protocol.TCP, LISTEN),
-        ("udp", Protocol.UDP, CLOSE),
-        ("udp6", Protocol.UDP, CLOSE),
-    ):
-        try:
-            text = Path(f"/proc/thread-self/net/{name}").read_text("ascii")
-        except FileNotFoundError:  # a kernel without IPv6
-            continue
-        found += [
-            Listener(protocol, port, address, families, f"a process that listens there (socket {inode})")
-            for address, port, families, inode in sockets(text, state)
-        ]
-    return tuple(found)
+    return (
+        *sockets(Protocol.TCP, 1 << sockdiag.LISTEN),
+        *sockets(Protocol.UDP, 1 << sockdiag.CLOSE),
+    )
 
 
-def sockets(text: str, state: str) -> list[tuple[IPv4Address | IPv6Address, int, tuple[int, ...], int]]:
-    """Read /proc/net/tcp and its kin: address, port, families served and inode of the sockets in one state."""
-    found: list[tuple[IPv4Address | IPv6Address, int, tuple[int, ...], int]] = []
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        if fields[3] != state:
-            continue
-        raw_address, _, raw_port = fields[1].partition(":")
-        address = _address(raw_address)
-        # IPV6_V6ONLY does not show here: a [::] socket is taken to serve IPv4 as well, as it does by default.
-        families: tuple[int, ...] = (4, 6) if address == IPv6Address("::") else (address.version,)
-        found.append((address, int(raw_port, 16), families, int(fields[9])))
-    return found
+def sockets(protocol: Protocol, states: int, port: int = 0) -> tuple[Listener, ...]:
+    """Give the host's sockets in some states but for those that only hold a port for us."""
+    return tuple(
+        Listener(protocol, s.port, s.address, s.families, _user(s.uid), s.inode)
+        for s in sockdiag.sockets(IP_PROTOCOLS[protocol], states, port=port, but_on=NO_INTERFACE)
+    )
 
 
-def process_of(inode: int) -> str:
-    """Give `name (pid N)` of a process that has a socket, empty when none can be seen."""
-    wanted = f"socket:[{inode}]"
-    for entry in Path("/proc").iterdir():
+def named(listeners: Iterable[Listener]) -> dict[Listener, Listener]:
+    """Give each with the name of its process, where that can be seen: one look at all processes, 20 ms and more."""
+    wanted = {f"socket:[{listener.inode}]": listener for listener in listeners if listener.inode}
+    found: dict[Listener, Listener] = {}
+    for entry in Path("/proc").iterdir() if wanted else ():
         if not entry.name.isdigit():
             continue
         try:
             for descriptor in (entry / "fd").iterdir():
-                if str(descriptor.readlink()) == wanted:
-                    return f"{(entry / 'comm').read_text('utf-8', 'replace').strip()} (pid {entry.name})"
-        except OSError:  # gone, or not ours to see
+                if listener := wanted.get(str(descriptor.readlink())):
+                    name = (entry / "comm").read_text("utf-8", "replace").strip()
+                    found.setdefault(listener, listener._replace(holder=f"{name} (pid {entry.name})"))
+        except OSError:  # gone, or not ours to see: that takes CAP_SYS_PTRACE
             continue
-    return ""
+        if len(found) == len(wanted):
+            break
+    return found
 
 
-def _address(text: str) -> IPv4Address | IPv6Address:
-    """Read an address in 32-bit words of the machine's byte order."""
-    raw = b"".join(bytes.fromhex(text[i : i + 8])[::-1] for i in range(0, len(text), 8))
-    if len(raw) == 4:  # noqa: PLR2004 - bytes of an IPv4 address
-        return IPv4Address(raw)
-    address = IPv6Address(raw)
-    return address.ipv4_mapped or address
+@functools.cache
+def _user(uid: int) -> str:
+    try:
+        return f"a process of user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"a process of user {uid}"

@@ -8,9 +8,13 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctrport.errors import HostError
 from ctrport.network import proc
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 log = logging.getLogger(__name__)
 PROC = Path("/proc/sys")
@@ -46,6 +50,17 @@ def ensure(state: Path, name: str, value: str, *, why: str) -> bool:
         ) from error
     log.info("set %s from %s to %s: %s", name.replace("/", "."), before, value, why)
     return True
+
+
+def ensure_for(state: Path, interfaces: Collection[str], *, ipv6: bool) -> None:
+    """Set what mappings towards these interfaces need; what cannot be set is said, with what mends it."""
+    try:
+        if interfaces:
+            ensure_forwarding(state, ipv6=ipv6)
+        for interface in interfaces:
+            ensure_route_localnet(state, interface)
+    except HostError as error:
+        log.error("%s; mend it with: %s", error.message, error.hint)  # noqa: TRY400 - told in full
 
 
 def ensure_forwarding(state: Path, *, ipv6: bool) -> None:

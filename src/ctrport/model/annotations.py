@@ -12,7 +12,7 @@ from ctrport.model import ports
 from ctrport.model.workload import Endpoint, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from ctrport.model.workload import Container
 
@@ -31,8 +31,13 @@ def asks(annotations: Mapping[str, str]) -> bool:
     return bool(annotations.get(PUBLISH, "").strip())
 
 
-def read_workload(container: Container, endpoint: Endpoint | None) -> Workload | None:
-    """Give what a container asks for, None when it asks for nothing or must not ask."""
+def read_workload(
+    container: Container, endpoint: Endpoint | None, *, internal: Collection[str] = ()
+) -> Workload | None:
+    """Give what a container asks for, None when it asks for nothing or must not ask.
+
+    `internal` are the bridges of networks whose containers have no published ports.
+    """
     if not asks(container.annotations) or container.key.namespace in FOREIGN_NAMESPACES:
         return None
     if CRI_KIND in container.labels:
@@ -41,6 +46,9 @@ def read_workload(container: Container, endpoint: Endpoint | None) -> Workload |
     problems = tuple(error.message for error in errors)
     if container.host_network:
         problems = ("the container uses the host's network: its ports are the host's already", *problems)
+        mappings = ()
+    elif endpoint is not None and endpoint.interface in internal:
+        problems = ("the container is on an internal network: its ports are not published", *problems)
         mappings = ()
     return Workload(
         key=container.key,

@@ -68,6 +68,7 @@ class Listener(NamedTuple):
     address: IPAddress  # 0.0.0.0 or :: for every address
     families: tuple[int, ...]  # 4, 6 or both: a [::] socket without IPV6_V6ONLY takes IPv4 as well
     holder: str = ""  # "redis-server (pid 811)" where that could be found out
+    inode: int = 0  # of the socket, by which its process can be found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

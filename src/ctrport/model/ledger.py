@@ -44,6 +44,7 @@ class Ledger:
         self._open: list[Request] = []  # pools and automatic ones without a port
         self._changes: list[Change] = []
         self._listeners: dict[tuple[Protocol, int], list[Listener]] = {}
+        self._taken: dict[tuple[Protocol, int], list[Listener]] = {}  # found by trying, and not among those
         self._incumbents = {who: set(ports) for who, ports in (incumbents or {}).items()}
         self._last_ports: dict[Key, dict[PortMapping, int]] = {}  # of floating requests, for a restarted task
         self.set_host(host or Host())
@@ -57,11 +58,28 @@ class Ledger:
 
     def set_listeners(self, listeners: Iterable[Listener]) -> None:
         """Take the host's sockets as they are now; who waits for one that is gone is judged again."""
-        former = self._listeners
+        former = {*self._listeners, *self._taken}
+        self._taken = {}
         self._listeners = {}
         for listener in listeners:
             self._listeners.setdefault((listener.protocol, listener.port), []).append(listener)
         self._dirty.update((name, None) for name in former if name not in self._listeners and name in self._buckets)
+
+    def take(self, listener: Listener) -> None:
+        """Take the kernel's word, got by trying, that somebody has a port which was just given out."""
+        name = (listener.protocol, listener.port)
+        self._taken.setdefault(name, []).append(listener)
+        self._dirty[name] = None
+
+    def contested(self, listeners: Iterable[Listener]) -> list[Listener]:
+        """Give those that keep a request from its port, or will at the next `settle`."""
+        return [
+            listener
+            for listener in listeners
+            for request in self._buckets.get((listener.protocol, listener.port), ())
+            if not (request.binding and request.binding.state is State.ACTIVE)
+            and request.overlaps(listener.address, listener.families)
+        ]
 
     def put(self, workload: Workload) -> None:
         """Set what a container asks for; the same workload again changes nothing."""
@@ -220,10 +238,11 @@ class Ledger:
             if request.overlaps(other.mapping.host_ip, other.families):
                 return f"{socket_text(other.mapping.host_ip, port, protocol)} is held by container {other.owner}"
         # A published port is not lost to a program that starts to listen on it later: packets do not reach it.
-        served = request.port == port and request.binding and request.binding.state is State.ACTIVE
-        if served or port in self._incumbents.get(request.incumbent, ()):
+        if port in self._incumbents.get(request.incumbent, ()):
             return ""
-        for listener in self._listeners.get((protocol, port), ()):
+        served = request.port == port and request.binding and request.binding.state is State.ACTIVE
+        listeners = () if served else self._listeners.get((protocol, port), ())
+        for listener in (*self._taken.get((protocol, port), ()), *listeners):
             if request.overlaps(listener.address, listener.families):
                 where = socket_text(listener.address, port, protocol)
                 return f"{where} is held by {listener.holder or 'a process that listens there'}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ctrport.errors import CtrportError
 from ctrport.host import sysctl
 from ctrport.model.workload import Endpoint
-from ctrport.network import files, leases, links, netns, networks
+from ctrport.network import cni_attach, files, leases, links, netns, networks, proc
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ctrport.model.workload import Key
     from ctrport.network.networks import Network
 
+CNI = "cni"
 log = logging.getLogger(__name__)
 
 
@@ -35,9 +36,10 @@ class Attachment:
     """What a container has on its network."""
 
     netns: Path
-    bridge: str
-    ipv4: IPv4Address
+    bridge: str | None  # the host's interface towards it: a bridge of ours, or what a CNI plugin made
+    ipv4: IPv4Address | None
     ipv6: IPv6Address | None
+    dns: tuple[str, ...] = ()  # servers that a CNI network names
 
     @property
     def endpoint(self) -> Endpoint:
@@ -48,8 +50,10 @@ class Attachment:
 def attach(settings: Settings, container: Key, name: str, wanted: IPv4Address | None = None) -> Attachment:
     """Lease an address and make the namespace and the veth pair; on failure nothing of it stays."""
     root = settings.root
+    if is_cni(name):
+        return _attach_by_cni(settings, container, name)
     network = networks.load_or_create_default(root) if name == networks.DEFAULT else networks.load(root, name)
-    namespace = f"ctrport-{container.id[:60]}-{secrets.token_hex(4)}"
+    namespace = _new_namespace(container)
     files.make_directory(root, container)  # by it, detach knows a container of ours
     with ExitStack() as undo:
         lease = leases.take(root, network, container, netns=namespace, containerd=settings.address, wanted=wanted)
@@ -65,6 +69,28 @@ def attach(settings: Settings, container: Key, name: str, wanted: IPv4Address | 
     )
 
 
+def is_cni(name: str) -> bool:
+    """Whether a network's name means one of the host's CNI configuration: `cni`, `cni:NAME`."""
+    return name.partition(":")[0] == CNI
+
+
+def _attach_by_cni(settings: Settings, container: Key, name: str) -> Attachment:
+    namespace = _new_namespace(container)
+    found = cni_attach.attach(settings, container, name.partition(":")[2] or None, namespace)
+    routes = proc.read()
+    return Attachment(
+        netns=netns.DIRECTORY / namespace,
+        bridge=next((routes.interface_towards(a) for a in (found.ipv4, found.ipv6) if a), None),
+        ipv4=found.ipv4,
+        ipv6=found.ipv6,
+        dns=cni_attach.nameservers(settings.root, container),
+    )
+
+
+def _new_namespace(container: Key) -> str:
+    return f"ctrport-{container.id[:60]}-{secrets.token_hex(4)}"
+
+
 def connect(state: Path, network: Network, lease: leases.Lease) -> None:
     """Make what a lease stands for; what is there already stays as it is."""
     links.ensure_bridge(network)
@@ -78,6 +104,7 @@ def detach(root: Path, container: Key) -> None:
 
     A container that never was on a network of ours has no directory, and costs no look through the leases.
     """
+    cni_attach.detach(root, container)
     if files.directory(root, container).exists():
         lease = leases.of_container(root, container)
         if lease is not None:
@@ -88,11 +115,15 @@ def detach(root: Path, container: Key) -> None:
 def repair(settings: Settings, known: Collection[Key], kept: Collection[Key]) -> list[Key]:
     """Make what is missing of the networks of known containers; remove what no container has any more.
 
-    `known` are the containers that containerd has, `kept` those about to be created. Leases of another
-    containerd are left alone. Gives the containers that were connected again: they have to be read again.
+    Gives the containers that were connected again: what was read of them before is out of date. `known` are the
+    containers that containerd has, `kept` those about to be created. Leases of another containerd are left alone.
     """
+    connected = cni_attach.repair(settings, known, kept)
     interfaces = {name for _, name in socket.if_nameindex()}  # once: a new bridge has to be joined by all
-    connected = []
+    for network in networks.load_all(settings.root):
+        if network.bridge not in interfaces:
+            log.info("making the bridge %s of network %s again", network.bridge, network.name)
+            links.ensure_bridge(network)
     for lease in list(leases.every(settings.root)):
         if lease.containerd != settings.address:
             continue
@@ -113,6 +144,8 @@ def _connect_again(settings: Settings, lease: leases.Lease, interfaces: Collecti
     network = networks.load(settings.root, lease.network)
     there = network.bridge in interfaces and links.host_interface(lease.netns) in interfaces
     if there and netns.is_mounted(netns.DIRECTORY / lease.netns):
+        if network.isolate:  # somebody may have changed bridge-nf-call-iptables, which decides how
+            links.isolate([lease.netns])
         return False
     log.info("connecting %s to network %s again: %s", lease.container, network.name, lease.ipv4)
     connect(settings.state, network, lease)

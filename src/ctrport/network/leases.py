@@ -64,10 +64,11 @@ def take(
         last = int(IPv4Address(last_file.read_text("ascii").strip())) - first
     except (FileNotFoundError, ValueError):
         last = 1
+    unusable = (0, int(network.gateway4) - first, size - 1)
     for step in range(1, size + 1):  # the last one given comes last
         offset = (last + step) % size
         address = IPv4Address(first + offset)
-        if offset in (0, 1, size - 1) or str(address) in taken:  # network, gateway, broadcast
+        if offset in unusable or str(address) in taken:
             continue
         lease = Lease(network=network.name, ipv4=address, container=container, netns=netns, containerd=containerd)
         last_file.write_text(f"{address}\n", "ascii")  # first: after the lease nothing may fail
@@ -131,6 +132,11 @@ def every(root: Path) -> Iterator[Lease]:
             path.unlink(missing_ok=True)
             continue
         yield lease
+
+
+def of_network(root: Path, name: str) -> list[Lease]:
+    """Give the leases of one network, by address."""
+    return sorted((lease for lease in every(root) if lease.network == name), key=lambda lease: lease.ipv4)
 
 
 def of_container(root: Path, container: Key) -> Lease | None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrport.errors import HostError, KernelError
+from ctrport.host import sysctl
 from ctrport.network import netns
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from ipaddress import IPv4Address, IPv6Address
 
     from ctrport.network.networks import Network
@@ -38,7 +40,7 @@ def ensure_bridge(network: Network) -> None:
                     ifname=network.bridge,
                     kind="bridge",
                     address=hardware_address(network.gateway4),  # else it changes with the ports
-                    mtu=_uplink_mtu(ip),
+                    mtu=network.mtu or _uplink_mtu(ip),
                 )
             found = ip.link_lookup(ifname=network.bridge)
         _refuse_advertisements(network.bridge)
@@ -86,7 +88,19 @@ def ensure_container(network: Network, namespace: str, ipv4: IPv4Address) -> Non
         ip.link("set", index=index, master=bridge, state="up")
         # With br_netfilter a container that calls its own published port is bridged back to where it came from.
         ip.brport("set", index=index, mode=1)  # IFLA_BRPORT_MODE, "hairpin"
+        if network.isolate:
+            _isolate(ip, index)
     netns.inside(path, lambda: _configure(network, ipv4))
+
+
+def isolate(namespaces: Iterable[str]) -> None:
+    """Keep containers' ports of a bridge from each other, by the means that this host needs now."""
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
+    with _errors("isolate the containers of a network"), IPRoute() as ip:
+        for namespace in namespaces:
+            for index in ip.link_lookup(ifname=host_interface(namespace)):
+                _isolate(ip, index)
 
 
 def remove_container(namespace: str) -> None:
@@ -105,19 +119,40 @@ def hardware_address(ipv4: IPv4Address) -> str:
     return ":".join(f"{byte:02x}" for byte in b"\x02\x42" + ipv4.packed)
 
 
-def _configure(network: Network, ipv4: IPv4Address) -> None:
+def _isolate(ip: Any, index: int) -> None:
+    """Have the bridge keep a port from other isolated ones, except where that would be too much.
+
+    Where br_netfilter hands frames to the IP hooks, a connection to a sibling's published port is bridged once it
+    is translated (br_nf_pre_routing_finish), and the bridge would drop it. There the rules see every IP packet, and
+    `guard` keeps containers apart.
+    """
+    hooked = all(sysctl.read(f"net/bridge/bridge-nf-call-{which}") == "1" for which in ("iptables", "ip6tables"))
+    ip.brport("set", index=index, isolated=0 if hooked else 1)
+
+
+def prepare_inside() -> None:
+    """Set up what every container's namespace has, whoever gives it an address. Call it inside."""
     from pyroute2 import IPRoute  # noqa: PLC0415
 
     # As in Docker since 20.10: a program without privileges may serve port 80 of its own namespace.
     Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0", "ascii")
-    with _errors("set up addresses and routes"), IPRoute() as ip:
+    with _errors("set up the loopback interface"), IPRoute() as ip:
         ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
+
+
+def _configure(network: Network, ipv4: IPv4Address) -> None:
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
+    prepare_inside()
+    with _errors("set up addresses and routes"), IPRoute() as ip:
         index = ip.link_lookup(ifname=CONTAINER_INTERFACE)[0]
         _add_address(ip, index, ipv4, network.ipv4.prefixlen)
         ipv6 = network.ipv6_of(ipv4)
         if network.ipv6 and ipv6 and _takes_ipv6(CONTAINER_INTERFACE):
             _add_address(ip, index, ipv6, network.ipv6.prefixlen)
         ip.link("set", index=index, state="up")
+        if network.internal:
+            return
         with _existing_is_fine():
             ip.route("add", dst="0.0.0.0/0", gateway=str(network.gateway4))
         if network.gateway6 and _takes_ipv6(CONTAINER_INTERFACE):

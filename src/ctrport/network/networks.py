@@ -1,7 +1,8 @@
 """The networks that `ctrport run` puts containers on: one file each under the root directory.
 
 A network is a bridge with an IPv4 subnet and, where the host has IPv6, a unique local /64 (RFC 4193). Its subnet
-is chosen once, off the host's routes, and kept: containers' addresses must not change under them.
+is chosen once, off the host's routes, and kept: containers' addresses must not change under them. What a network
+may be is known by `define`; here it is data, and a file.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ctrport.errors import HostError, NotFoundError
 from ctrport.network import proc
+from ctrport.run.names import IDENTIFIER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,24 +31,42 @@ CANDIDATES = tuple(IPv4Network("10.208.0.0/12").subnets(new_prefix=20))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A bridge network; the first address of each subnet is the gateway."""
+    """A bridge network. Unless `gateway` says otherwise, the first address of the subnet is the gateway."""
 
     name: str
     bridge: str
     ipv4: IPv4Network
     ipv6: IPv6Network | None = None
+    gateway: IPv4Address | None = None
+    mtu: int | None = None  # None: that of the default route's link when the bridge is made
+    internal: bool = False  # nothing in from other networks, nothing out to them, no published ports
+    isolate: bool = False  # containers do not reach each other but by published ports
 
     @property
     def gateway4(self) -> IPv4Address:
-        return self.ipv4[1]
+        return self.gateway or self.ipv4[1]
 
     @property
     def gateway6(self) -> IPv6Address | None:
-        return self.ipv6[1] if self.ipv6 else None
+        return self.ipv6_of(self.gateway4)
 
     def ipv6_of(self, ipv4: IPv4Address) -> IPv6Address | None:
         """Give the IPv6 address that goes with an IPv4 one: the same number within its subnet."""
         return self.ipv6[int(ipv4) - int(self.ipv4.network_address)] if self.ipv6 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what is stored, and what `network ls` and `inspect` print beside the containers."""
+        return {
+            "name": self.name,
+            "bridge": self.bridge,
+            "ipv4": str(self.ipv4),
+            "gateway4": str(self.gateway4),
+            "ipv6": str(self.ipv6) if self.ipv6 else None,
+            "gateway6": str(self.gateway6) if self.gateway6 else None,
+            "mtu": self.mtu,
+            "internal": self.internal,
+            "isolate": self.isolate,
+        }
 
 
 def path_of(root: Path, name: str) -> Path:
@@ -56,23 +76,33 @@ def path_of(root: Path, name: str) -> Path:
 
 def load(root: Path, name: str) -> Network:
     """Read a network's description. NotFoundError when there is none of that name."""
+    path = path_of(root, name) / "network.json"
+    hint = "the first run makes it" if name == DEFAULT else "ctrport network ls; ctrport network create"
+    missing = NotFoundError(f"no network named {name!r}", hint=hint)
+    if not IDENTIFIER.fullmatch(name):  # nor is a path one
+        raise missing
     try:
-        text = (path_of(root, name) / "network.json").read_text("utf-8")
+        raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise NotFoundError(f"no network named {name!r}", hint="ctrport has one network, `default`") from None
+        raise missing from None
+    except (OSError, ValueError) as error:
+        raise HostError(f"cannot read the network {name}: {path}: {error}", hint="run as root") from error
     try:
-        raw = json.loads(text)
+        # The first files had name, bridge, ipv4 and ipv6 alone.
+        ipv4 = IPv4Network(raw["ipv4"])
+        gateway = IPv4Address(raw.get("gateway4", ipv4[1]))
         return Network(
             name=raw["name"],
             bridge=raw["bridge"],
-            ipv4=IPv4Network(raw["ipv4"]),
+            ipv4=ipv4,
             ipv6=IPv6Network(raw["ipv6"]) if raw["ipv6"] else None,
+            gateway=gateway if gateway != ipv4[1] else None,
+            mtu=raw.get("mtu"),
+            internal=raw.get("internal", False),
+            isolate=raw.get("isolate", False),
         )
     except (ValueError, KeyError, TypeError) as error:
-        path = path_of(root, name) / "network.json"
-        raise HostError(
-            f"{path} is no description of a network: {error}", hint="restore it, or remove it with its containers"
-        ) from error
+        raise HostError(f"cannot read the network {name}: {path}: {error!r}", hint="mend the file") from error
 
 
 def load_all(root: Path) -> list[Network]:
@@ -88,8 +118,8 @@ def load_or_create_default(root: Path) -> Network:
         network = Network(
             name=DEFAULT,
             bridge=DEFAULT_BRIDGE,
-            ipv4=choose_subnet(r.network for r in proc.read().routes),
-            ipv6=unique_local() if _has_ipv6() else None,
+            ipv4=choose_subnet([*(r.network for r in proc.read().routes), *(n.ipv4 for n in load_all(root))]),
+            ipv6=unique_local() if has_ipv6() else None,
         )
         save(root, network)
         return network
@@ -99,10 +129,9 @@ def save(root: Path, network: Network) -> None:
     """Write a network's description, whole or not at all."""
     directory = path_of(root, network.name)
     directory.mkdir(parents=True, exist_ok=True)
-    raw = {k: None if v is None else str(v) for k, v in asdict(network).items()}
     draft = directory / f".network.json.{os.getpid()}"
     with draft.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(raw, indent=1) + "\n")
+        file.write(json.dumps(network.to_json(), indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())  # else a power failure may leave an empty file under the final name
     draft.rename(directory / "network.json")
@@ -116,11 +145,11 @@ def choose_subnet(taken: Iterable[IPv4Network | IPv6Network]) -> IPv4Network:
             return candidate
     raise HostError(
         f"no free subnet for containers: this host's routes overlap all of {CANDIDATES[0].supernet(new_prefix=12)}",
-        hint="ip route shows them; write networks/default/network.json under the root directory with a free subnet",
+        hint="ip route; ctrport network create default --subnet with one that is free",
     )
 
 
-def _has_ipv6() -> bool:
+def has_ipv6() -> bool:
     """Say whether a new interface of this host can have IPv6 addresses: else the kernel answers EACCES."""
     try:
         return Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").read_text("ascii").strip() == "0"

@@ -86,6 +86,16 @@ def read(pid: int | str = "thread-self") -> NetworkNamespace:
         os.close(directory)
 
 
+def local_addresses() -> set[IPv4Address | IPv6Address]:
+    """Give every address that packets to this namespace may have, whatever its scope; 127.0.0.0/8 goes unsaid."""
+    net = Path("/proc/thread-self/net")
+    found: set[IPv4Address | IPv6Address] = set(ipv4_addresses((net / "fib_trie").read_text("ascii")))
+    if (net / "if_inet6").exists():
+        lines = (net / "if_inet6").read_text("ascii").splitlines()
+        found |= {IPv6Address(int(line.split()[0], 16)) for line in lines}
+    return found
+
+
 def advertised_interfaces() -> set[str]:
     """Give the interfaces of this namespace that have learned a route from a router advertisement."""
     path = Path("/proc/thread-self/net/ipv6_route")

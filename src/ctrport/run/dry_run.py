@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from ctrport.errors import NotFoundError
@@ -20,12 +21,17 @@ if TYPE_CHECKING:
     from ctrport.network.networks import Network
     from ctrport.run.options import Options
 
+STAND_IN = IPv4Address("192.0.2.2")  # TEST-NET-1, RFC 5737
+
 
 def script(settings: Settings, options: Options) -> str:
     """Give the ctr commands and the nft script of a run on a host that has no other container.
 
     Addresses and automatic ports are the first that such a host would give.
     """
+    network = _network(settings, options) if options.bridged and not options.by_cni else None
+    if network is not None and network.internal:
+        options = replace(options, publish=(), publish_all=False)
     if options.publish_all:
         named = {(m.container_port, m.protocol) for m in options.publish}
         exposed = sorted(set(options.expose) - named)
@@ -49,23 +55,33 @@ def script(settings: Settings, options: Options) -> str:
     if policy := translate.restart(settings, options, name=name, log=log):
         lines.append(translate.pasteable(policy))
     if options.bridged:
-        network = _network(settings, options)
+        if network is None:
+            lines.append(f"# {STAND_IN} stands for the address that the CNI plugins choose")
         ledger = Ledger()
-        ipv4 = network.ipv4[2]
-        ledger.put(
-            Workload(
-                key=key,
-                created_at=time.time_ns(),
-                requests=options.publish,
-                endpoint=Endpoint(ipv4=ipv4, ipv6=network.ipv6_of(ipv4), interface=network.bridge),
-            )
-        )
+        endpoint = _endpoint(network, options)
+        ledger.put(Workload(key=key, created_at=time.time_ns(), requests=options.publish, endpoint=endpoint))
         ledger.settle()
-        table = ruleset.build(
-            ledger.bindings(key), Links(bridges=frozenset({network.bridge})), mark=settings.config.mark
-        )
+        table = ruleset.build(ledger.bindings(key), _links(network), mark=settings.config.mark)
         lines.append(f"nft -f - <<'EOF'\n{table.rebuild()}EOF")
     return "\n".join(lines) + "\n"
+
+
+def _endpoint(network: Network | None, options: Options) -> Endpoint:
+    if network is None:
+        return Endpoint(ipv4=STAND_IN)
+    ipv4 = options.ip or next(a for a in network.ipv4.hosts() if a != network.gateway4)
+    return Endpoint(ipv4=ipv4, ipv6=network.ipv6_of(ipv4), interface=network.bridge)
+
+
+def _links(network: Network | None) -> Links:
+    if network is None:
+        return Links()
+    bridge = frozenset({network.bridge})
+    return Links(
+        bridges=bridge,
+        internal=bridge if network.internal else frozenset(),
+        isolated=bridge if network.isolate else frozenset(),
+    )
 
 
 def _network(settings: Settings, options: Options) -> Network:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ from ctrport.errors import ConflictError, CtrportError, HostError, InputError, N
 from ctrport.model.listing import join
 from ctrport.model.ports import PortMapping, parse_port_argument
 from ctrport.model.workload import Key
-from ctrport.network import files
+from ctrport.network import files, networks
 from ctrport.run import names, process, translate, users
 
 if TYPE_CHECKING:
@@ -154,6 +155,10 @@ async def _requests(settings: Settings, client: Client, options: Options, image:
     if options.network == "host" and (options.publish or options.publish_all):
         log.warning("-p does nothing with --network host: the container's ports are the host's already")
         return ()
+    if options.bridged and not options.by_cni and await asyncio.to_thread(_is_internal, settings, options.network):
+        if options.publish or options.publish_all:
+            log.warning("-p does nothing on the network %s: it is internal", options.network)
+        return ()
     if not options.publish_all:
         return options.publish
     config = None if options.rootfs else await client.image_config(settings.namespace, image)
@@ -161,6 +166,15 @@ async def _requests(settings: Settings, client: Client, options: Options, image:
     named = {(m.container_port, m.protocol) for m in options.publish}
     automatic = sorted({*exposed, *options.expose} - named)
     return (*options.publish, *(PortMapping(container_port=p, protocol=proto) for p, proto in automatic))
+
+
+def _is_internal(settings: Settings, name: str) -> bool:
+    try:
+        return networks.load(settings.root, name).internal
+    except NotFoundError:  # the default one is made when it is first used; another is missed with its name
+        if name != networks.DEFAULT:
+            raise
+        return False
 
 
 async def _place(
@@ -182,10 +196,9 @@ async def _place(
     hostname = options.hostname or key.id[:HOSTNAME_LIMIT].rstrip("-._")
     netns = reserved["netns"]
     addresses = [ip_address(a) for a in (reserved["ipv4"], reserved["ipv6"]) if a]
+    dns = options.dns or tuple(reserved["dns"])
     where = files.directory(settings.root, key)
-    mounts = files.write(
-        where, hostname=hostname, addresses=addresses, extra_hosts=options.add_host, dns=options.dns
-    )
+    mounts = files.write(where, hostname=hostname, addresses=addresses, extra_hosts=options.add_host, dns=dns)
     return _Place(netns=netns, hostname=hostname, mounts=tuple(mounts))
 
 

@@ -66,8 +66,13 @@ class Options:
 
     @property
     def bridged(self) -> bool:
-        """Whether the container gets an address of its own on one of our networks."""
+        """Whether the container gets an address of its own, from us or from a CNI plugin."""
         return self.network not in ("host", "none") and self.shared_with is None
+
+    @property
+    def by_cni(self) -> bool:
+        """Whether the host's CNI plugins connect it: `--network cni[:NAME]`."""
+        return self.network.partition(":")[0] == "cni"
 
     def check(self) -> None:
         """Refuse combinations that make no sense. InputError names both sides."""
@@ -99,6 +104,13 @@ class Options:
                 f"-p needs a network of the container's own, not --network {self.network}",
                 hint="publish the ports on the container whose network is shared",
             )
+        if self.by_cni:
+            if not re.fullmatch(r"cni(:[^\s:]+)?", self.network):
+                raise InputError(f"--network {self.network!a} is not cni or cni:NAME")
+            if self.ip is not None:
+                raise InputError("--ip goes with a network of ctrport: a CNI plugin chooses the address itself")
+        elif self.bridged:
+            check_identifier("--network", self.network)
         if self.ip is not None and not self.bridged:
             raise InputError(f"--ip goes with a bridge network, not --network {self.network}")
 

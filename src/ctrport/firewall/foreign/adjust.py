@@ -1,0 +1,144 @@
+"""All of other people's firewalls in turn: let our packets pass, tell what could not be mended, take all back.
+
+Looking costs a process or two for each firewall that this host has, so it is done at full passes and when a
+bridge or interface comes or goes, never for a single mapping.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ctrport.errors import CtrportError
+from ctrport.firewall.foreign import firewalld, hook, iptables, native
+from ctrport.firewall.foreign.obstacle import Obstacle, Passage
+from ctrport.firewall.foreign.trace import OURS
+from ctrport.network import proc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from ctrport.config import Config
+    from ctrport.firewall.ruleset import Links
+
+log = logging.getLogger(__name__)
+DOCKER_BRIDGE = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")  # Docker's own naming
+
+
+class Firewalls:
+    """What a writer remembers of them between its passes."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._links: Links | None = None
+        self._told: list[Obstacle] = []
+
+    def ensure_once(self, links: Links) -> None:
+        """Do as `ensure` when bridges or interfaces are others than the last time; costs nothing otherwise."""
+        if links != self._links:
+            self.ensure(links)
+
+    def ensure(self, links: Links) -> None:
+        """Let what we forward pass; what still stands in its way is told once, and again after it was away."""
+        found = ensure(self._config, links)
+        self._links = links
+        for obstacle in found:
+            if obstacle not in self._told:
+                log.warning("%s", obstacle)
+        self._told = found
+
+
+def passage(config: Config, links: Links) -> Passage:
+    """Give what must pass. Bridges count before they are there: a full pass makes what is missing at its end."""
+    names = {name for _, name in socket.if_nameindex()}
+    return Passage(
+        mark=config.mark,
+        bridges=links.bridges,
+        endpoints=links.endpoints,
+        uplinks=frozenset(r.interface for r in proc.read().routes if not r.network.prefixlen),
+        isolated=frozenset(name for name in names - links.bridges if DOCKER_BRIDGE.fullmatch(name)),
+    )
+
+
+def ensure(config: Config, links: Links) -> list[Obstacle]:
+    """Let what we forward pass other people's firewalls; gives what still stands in its way."""
+    wanted = passage(config, links)
+    if not wanted:
+        return []
+    found: list[Obstacle | None] = []
+    _attempt(found, "the operator's table", partial(hook.ensure, config.mark))
+    _attempt(found, "firewalld", partial(firewalld.ensure, config.firewalld_zone, wanted.bridges))
+    for chain in _forward_chains(found):
+        if chain.is_handwritten:
+            if config.adjust_nftables:
+                _attempt(found, f"nftables chain {chain}", partial(native.ensure, chain, wanted))
+            _attempt(found, f"nftables chain {chain}", partial(native.look, chain, wanted))
+    for table in iptables.filters(_forward_chains(found)):
+        _attempt(found, str(table), partial(iptables.ensure, table, wanted))
+    return [obstacle for obstacle in dict.fromkeys(found) if obstacle is not None]
+
+
+def diagnose(config: Config, links: Links) -> list[Obstacle]:
+    """Give what stands in the way of published ports, and change nothing."""
+    wanted = passage(config, links)
+    found: list[Obstacle | None] = []
+    if wanted:
+        _attempt(found, "firewalld", partial(firewalld.look, config.firewalld_zone, wanted.bridges))
+        chains = _forward_chains(found)
+        for chain in chains:
+            if chain.is_handwritten:
+                _attempt(found, f"nftables chain {chain}", partial(native.look, chain, wanted))
+        for table in iptables.filters(chains):
+            _attempt(found, str(table), partial(iptables.look, table, wanted))
+    return [obstacle for obstacle in dict.fromkeys(found) if obstacle is not None]
+
+
+def remove(config: Config, bridges: Collection[str]) -> list[str]:
+    """Take every rule of ours out of other people's firewalls; gives a line for each. Errors come at the end."""
+    done, failures = [], []
+    for what, step in _removals(config, bridges):
+        try:
+            if step():
+                done.append(what)
+        except CtrportError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    there, gone = hook.remove()
+    if there:
+        kept = f"kept table {hook.ADDRESS}: it has rules of yours"
+        done.append(f"removed table {hook.ADDRESS}" if gone else kept)
+    return done
+
+
+def _removals(config: Config, bridges: Collection[str]) -> Iterable[tuple[str, Callable[[], object]]]:
+    zone = config.firewalld_zone
+    yield f"removed our bridges from zone {zone} of firewalld", partial(firewalld.remove, zone, bridges)
+    chains = native.forward_chains()
+    for chain in chains:
+        if chain.is_handwritten:
+            yield f"removed our rules from nftables chain {chain}", partial(native.remove, chain)
+    for table in iptables.filters(chains):
+        yield f"removed chain {OURS} from {table}", partial(iptables.remove, table)
+
+
+def _forward_chains(found: list[Obstacle | None]) -> list[native.BaseChain]:
+    chains: list[native.BaseChain] = []
+    _attempt(found, "nftables", lambda: chains.extend(native.forward_chains()))
+    return chains
+
+
+def _attempt(found: list[Obstacle | None], where: str, step: Callable[[], object]) -> None:
+    """Take one step; what it finds or how it fails is an obstacle, and the next step is taken all the same."""
+    try:
+        result = step()
+    except CtrportError as error:
+        fix = (error.hint,) if error.hint else ("ctrport sync",)
+        found.append(Obstacle(where=where, what=error.message, fix=fix))
+    except (ValueError, KeyError) as error:  # another version's words
+        found.append(Obstacle(where=where, what=f"its listing cannot be read: {error!r}", fix=("ctrport sync",)))
+    else:
+        found.append(result if isinstance(result, Obstacle) else None)
