@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,9 @@ NEEDS = {"kernel": KERNEL_TOOLS, "e2e": E2E_TOOLS}
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: needs root; real nf_tables in network namespaces")
     config.addinivalue_line("markers", "e2e: needs root, containerd and runc")
+    # A suite that a script has put into the background is born with SIGINT ignored, and so would be the shells in
+    # our containers, which then cannot trap it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
