@@ -34,7 +34,7 @@ def ensure_bridge(network: Network) -> None:
     with _errors(f"make the bridge {network.bridge}"), IPRoute() as ip:
         found = ip.link_lookup(ifname=network.bridge)
         if not found:
-            with _existing_is_fine():
+            with _passing_over(errno.EEXIST):
                 ip.link(
                     "add",
                     ifname=network.bridge,
@@ -56,7 +56,8 @@ def remove_link(name: str) -> bool:
 
     with _errors(f"remove the interface {name}"), IPRoute() as ip:
         for index in ip.link_lookup(ifname=name):
-            ip.link("del", index=index)
+            with _passing_over(errno.ENODEV):  # its peer's namespace is just going, and takes it along
+                ip.link("del", index=index)
             return True
     return False
 
@@ -153,16 +154,16 @@ def _configure(network: Network, ipv4: IPv4Address) -> None:
         ip.link("set", index=index, state="up")
         if network.internal:
             return
-        with _existing_is_fine():
+        with _passing_over(errno.EEXIST):
             ip.route("add", dst="0.0.0.0/0", gateway=str(network.gateway4))
         if network.gateway6 and _takes_ipv6(CONTAINER_INTERFACE):
-            with _existing_is_fine():
+            with _passing_over(errno.EEXIST):
                 ip.route("add", dst="::/0", gateway=str(network.gateway6))
 
 
 def _add_address(ip: Any, index: int, address: IPv4Address | IPv6Address, prefix: int) -> None:
     flags = {"flags": NODAD} if address.version == 6 else {}  # noqa: PLR2004 - an IP version
-    with _existing_is_fine():
+    with _passing_over(errno.EEXIST):
         ip.addr("add", index=index, address=str(address), prefixlen=prefix, **flags)
 
 
@@ -190,13 +191,16 @@ def _uplink_mtu(ip: Any) -> int:
     return DEFAULT_MTU
 
 
-class _existing_is_fine:  # noqa: N801 - reads as a phrase
-    """Pass over EEXIST: what is to be made is there."""
+class _passing_over:  # noqa: N801 - reads as a phrase
+    """Pass over one error of netlink's: the state that was wanted is there already."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        return getattr(error, "code", None) == errno.EEXIST
+        return getattr(error, "code", None) == self._code
 
 
 class _errors:  # noqa: N801 - reads as a phrase
