@@ -23,7 +23,7 @@ def watch(context: typer.Context) -> None:
 
 
 def sync(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
-    """Make one full pass now, through the watcher where one runs."""
+    """Make one full pass now, through the watcher where one runs; exit 1 if this host does not let it be whole."""
     import asyncio  # noqa: PLC0415
 
     from ctrport.containerd.client import Client  # noqa: PLC0415
@@ -42,9 +42,13 @@ def sync(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
     if format_ is Format.JSON:
         print_json(watched=watched, **result)
     else:
-        print_lines([f"in sync: {result['changes']} changes"])
+        print_lines([f"{'not ' if result['trouble'] else ''}in sync: {result['changes']} changes"])
     if not watched:
         warn(UNWATCHED)
+    for text in result["trouble"] if watched else ():  # else our own pass has told it
+        warn(text)
+    if result["trouble"]:
+        raise typer.Exit(1)
 
 
 def rules(
