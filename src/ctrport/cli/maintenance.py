@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +31,7 @@ def sync(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
 
     settings: Settings = context.obj
 
-    async def work() -> tuple[bool, dict[str, object]]:
+    async def work() -> tuple[bool, dict[str, Any]]:
         async with (
             Client(settings.address, timeout=settings.config.timeout_seconds) as client,
             writer(settings, client) as link,
