@@ -37,6 +37,14 @@ E2E_TOOLS = {
 NEEDS = {"kernel": KERNEL_TOOLS, "e2e": E2E_TOOLS}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--containerd",
+        metavar="SUITE",
+        help="run the end-to-end tests against the containerd of another Debian suite (trixie, forky)",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: needs root; real nf_tables in network namespaces")
     config.addinivalue_line("markers", "e2e: needs root, containerd and runc")
