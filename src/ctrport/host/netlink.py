@@ -59,12 +59,18 @@ class Netlink:
         return codes
 
     def _receive(self) -> Iterator[tuple[int, bytes]]:
-        data = self._socket.recv(1 << 18)
-        offset = 0
-        while offset < len(data):
-            length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
-            yield kind, data[offset + _HEADER.size : offset + length]
-            offset += _aligned(length)
+        return messages(self._socket.recv(1 << 18))
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Give type and payload of each message of a datagram."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            return
+        yield kind, data[offset + _HEADER.size : offset + length]
+        offset += _aligned(length)
 
 
 def attribute(kind: int, *parts: bytes) -> bytes:
