@@ -16,6 +16,7 @@ DEFAULT_NAMESPACE = "default"
 DEFAULT_ROOT = Path("/var/lib/ctrport")
 DEFAULT_STATE = Path("/run/ctrport")
 DEFAULT_CONFIG = Path("/etc/ctrport/config.toml")
+DEFAULT_SYSCTL_DIRECTORY = Path("/run/sysctl.d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class Config:
     cni_config: Path = Path("/etc/cni/net.d")  # networks for `run --network cni`
     cni_plugins: tuple[Path, ...] = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))  # Debian's place, and the usual
     reserve_ports: bool = True  # the watcher holds published ports against other programs
+    sysctl_directory: Path | None = DEFAULT_SYSCTL_DIRECTORY  # keeps settings from `sysctl --system`; None: off
+    sysctl_directory_given: bool = False  # by config.toml: it is written whatever namespace this is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +67,14 @@ def load(path: Path, *, required: bool) -> Config:
         "cni_config": _directory,
         "cni_plugins": _directories,
         "reserve_ports": _flag,
+        "sysctl_directory": _directory_or_none,
     }
     values: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in known:
             raise InputError(f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(known)}")
         values[key] = known[key](f"{path}: {key}", value)
-    return Config(**values)
+    return Config(**values, sysctl_directory_given="sysctl_directory" in values)
 
 
 def _mark(where: str, value: Any) -> int:
@@ -101,6 +105,10 @@ def _directory(where: str, value: Any) -> Path:
     if not isinstance(value, str) or not value.startswith("/") or ":" in value:
         raise InputError(f"{where}: {value!r} is not the absolute path of a directory")
     return Path(value)
+
+
+def _directory_or_none(where: str, value: Any) -> Path | None:
+    return None if value == "" else _directory(where, value)
 
 
 def _directories(where: str, value: Any) -> tuple[Path, ...]:

@@ -19,7 +19,7 @@ from ctrport.firewall import conntrack, record, ruleset
 from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import Transaction, difference
-from ctrport.host import facts, sysctl
+from ctrport.host import facts, needs
 from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, read_workload
 from ctrport.model.ledger import Ledger
 from ctrport.model.workload import Endpoint, Key, Status
@@ -62,6 +62,7 @@ class Reconciler:
         self.snapshot = Snapshot()
         self.reserved: dict[Key, Workload] = {}  # by `run`, for containers that do not run yet
         self.ledger: Ledger | None = None
+        self.host_settings = needs.HostSettings(settings)
         self._client = client
         self._nft = nft
         self._firewalls = Firewalls(settings.config)  # of others
@@ -91,7 +92,7 @@ class Reconciler:
         table = self.table(links)
         self._elements = table.elements
         if apply:
-            sysctl.ensure_for(self.settings.state, links.every, ipv6=self._serves_ipv6())
+            self.host_settings.ensure(links, ipv6=self._serves_ipv6())
             await asyncio.to_thread(self._firewalls.ensure, links)
             if record.intact(self.settings.state, table, listing):
                 await self._commit(difference(listing.elements, table.elements, table.address) if listing else None)
@@ -120,9 +121,10 @@ class Reconciler:
             await claims.tell_listeners(self.ledger)
         changes = await asyncio.to_thread(claims.settle, self.ledger, self._reservation)
         links = self._links()
-        sysctl.ensure_for(self.settings.state, links.every, ipv6=self._serves_ipv6())
+        transaction = self._difference(changes, links)
+        self.host_settings.ensure(links, ipv6=self._serves_ipv6())
         await asyncio.to_thread(self._firewalls.ensure_once, links)
-        await self._commit(self._difference(changes, links))
+        await self._commit(transaction)
         self._believed = True
         journal.log_changes(changes)
         return changes

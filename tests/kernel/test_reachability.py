@@ -20,7 +20,7 @@ from ctrport.firewall import ruleset
 from ctrport.firewall.nft import LibNft
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import difference
-from ctrport.host import sysctl
+from ctrport.host import needs
 from ctrport.model import ports
 from ctrport.model.bindings import State
 from ctrport.model.ledger import Ledger
@@ -166,7 +166,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             gateway4="203.0.113.129",
             gateway6="2001:db8:c::1",
         )
-        host.call(lambda: sysctl.ensure_route_localnet(state, "cni0"))
+        host.call(lambda: needs.ensure(state, Links(endpoints=frozenset({"cni0"})), ipv6=True))
         for ns in (host, lab.remote, c1):  # a refusal must be told every time, not once a second
             ns.sysctl("net/ipv4/icmp_ratelimit", 0)
             ns.sysctl("net/ipv6/icmp/ratelimit", 0)

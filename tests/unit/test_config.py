@@ -29,7 +29,8 @@ def test_every_key(tmp_path: Path):
         tmp_path,
         "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\nreserve_ports = false\n"
         'adjust_nftables = true\nfirewalld_zone = "internal"\n'
-        'cni_config = "/srv/net.d"\ncni_plugins = ["/srv/bin", "/opt/cni/bin"]\n',
+        'cni_config = "/srv/net.d"\ncni_plugins = ["/srv/bin", "/opt/cni/bin"]\n'
+        'sysctl_directory = "/srv/sysctl.d"\n',
     )
     assert config.load(path, required=True) == Config(
         mark=0x40,
@@ -40,7 +41,17 @@ def test_every_key(tmp_path: Path):
         cni_config=Path("/srv/net.d"),
         cni_plugins=(Path("/srv/bin"), Path("/opt/cni/bin")),
         reserve_ports=False,
+        sysctl_directory=Path("/srv/sysctl.d"),
+        sysctl_directory_given=True,
     )
+
+
+def test_no_directory_for_settings(tmp_path: Path):
+    """An empty name turns the file off; the default's own name, given, is another thing than the default."""
+    off = config.load(write(tmp_path, 'sysctl_directory = ""\n'), required=True)
+    assert (off.sysctl_directory, off.sysctl_directory_given) == (None, True)
+    named = config.load(write(tmp_path, 'sysctl_directory = "/run/sysctl.d"\n'), required=True)
+    assert (named.sysctl_directory, named.sysctl_directory_given) == (Config().sysctl_directory, True)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +76,8 @@ def test_every_key(tmp_path: Path):
         ('firewalld_zone = "a b"\n', "'a b' is not the name of a firewalld zone"),
         ('cni_config = "net.d"\n', "cni_config: 'net.d' is not the absolute path"),
         ('cni_plugins = "/opt/cni/bin"\n', "is not a list of directories"),
+        ("sysctl_directory = false\n", "sysctl_directory: False is not the absolute path"),
+        ('sysctl_directory = "run"\n', "sysctl_directory: 'run' is not the absolute path"),
         ("cni_plugins = []\n", "is not a list of directories"),
         ('cni_plugins = ["/a:/b"]\n', "'/a:/b' is not the absolute path"),
         ("mark = \n", "Invalid value"),

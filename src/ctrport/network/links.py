@@ -6,8 +6,10 @@ what is there already is left as it is.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from ctrport.network.networks import Network
 
+log = logging.getLogger(__name__)
 CONTAINER_INTERFACE = "eth0"
 NODAD = 0x02  # IFA_F_NODAD: an address of our own subnet needs no wait for duplicates
 DEFAULT_MTU = 1500
@@ -135,7 +138,10 @@ def prepare_inside() -> None:
     from pyroute2 import IPRoute  # noqa: PLC0415
 
     # As in Docker since 20.10: a program without privileges may serve port 80 of its own namespace.
-    Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0", "ascii")
+    try:
+        Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0", "ascii")
+    except OSError as error:
+        log.warning("only root can serve ports below 1024 in this container: /proc/sys: %s", error.strerror)
     with _errors("set up the loopback interface"), IPRoute() as ip:
         ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
 
@@ -176,9 +182,8 @@ def _takes_ipv6(interface: str) -> bool:
 
 def _refuse_advertisements(bridge: str) -> None:
     """Keep containers from giving this host routes by router advertisements (CVE-2020-13401)."""
-    path = Path(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra")
-    if path.exists():
-        path.write_text("0", "ascii")
+    with contextlib.suppress(OSError):  # no IPv6; or read-only, which the next pass tells of (host/needs)
+        Path(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra").write_text("0", "ascii")
 
 
 def _uplink_mtu(ip: Any) -> int:
