@@ -12,7 +12,7 @@ import re
 import sys
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ctrport.config import Config
 from ctrport.firewall import ruleset
@@ -193,6 +193,12 @@ def without_own_table(listing: str) -> str:
     return listing[:start] + listing[listing.index("\n}\n", start) + 3 :]
 
 
+class HasHost(Protocol):
+    """A site of whatever kind."""
+
+    host: Netns
+
+
 class Firewalld:
     """A real firewalld on the host, with a D-Bus and a configuration of its own."""
 
@@ -213,7 +219,7 @@ class Firewalld:
     </busconfig>
     """
 
-    def __init__(self, site: FilteredSite, directory: Path, *, backend: str = "nftables") -> None:
+    def __init__(self, site: HasHost, directory: Path, *, backend: str = "nftables") -> None:
         self._site, self._directory = site, directory
         self.address = f"unix:path={directory / 'bus'}"
         self._environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": self.address}

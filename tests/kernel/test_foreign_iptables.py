@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from filtered import HOST, OPEN, SILENCE, FilteredSite, dead, seen, without_own_table
+from firewalls import Ufw
 from lab import ask, serve
 
 if TYPE_CHECKING:
@@ -202,21 +202,9 @@ def test_docker_s_networks_stay_closed_to_our_containers(site: FilteredSite):
 # ---------------------------------------------------------------------------------------------------------- ufw
 
 
-class Ufw:
-    """Real ufw on the host, with its own copy of /etc/ufw: in a mount namespace for each call."""
-
-    def __init__(self, site: FilteredSite, directory: Path) -> None:
-        self._site, self._etc = site, directory / "etc-ufw"
-        subprocess.run(["cp", "-a", "/etc/ufw", self._etc], check=True)
-
-    def __call__(self, *arguments: str) -> str:
-        script = f"mount --bind {self._etc} /etc/ufw && exec ufw {' '.join(arguments)}"
-        return self._site.host.run("unshare", "--mount", "sh", "-c", script, timeout=60).stdout
-
-
 def test_ufw(site: FilteredSite, tmp_path: Path):
     """Dead behind ufw, alive after, through its reload, with its own ports and its status as they were."""
-    ufw = Ufw(site, tmp_path)
+    ufw = Ufw(site.host, tmp_path)
     ufw("allow", "7000/tcp")
     ufw("--force", "enable")
     before, status = site.rules(), ufw("status", "verbose")

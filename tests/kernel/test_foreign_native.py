@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from filtered import HOST, OPEN, REMOTE, SILENCE, FilteredSite, dead, seen, without_own_table
+from firewalls import recipe
 from lab import ask, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "firewalls.md"
 ALL_DROPPED = dead("published tcp", "published udp", "sibling", "egress")
 POLICY = """
 table inet filter {
@@ -134,19 +133,12 @@ def user_rule(site: FilteredSite, rule: str) -> None:
     site.host.nft(f"add rule inet ctrport-user published {rule}")
 
 
-def recipe(site: FilteredSite, title: str) -> None:
-    """Run the command of a chapter of docs/firewalls.md, as it stands there."""
-    chapter = PAGE.read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
-    (command,) = re.findall(r"^nft add rule .*$", chapter, re.MULTILINE)
-    site.host.run(*shlex.split(command))
-
-
 def test_only_one_client_may_reach_published_ports(site: FilteredSite):
     """Recipe of docs/firewalls.md: one rule, and a connection that exists is cut off too."""
     site.ensure()
     with connect(site.remote, HOST[4], 8080, timeout=SILENCE) as open_one:
         open_one.ask()
-        recipe(site, "Only one client may reach published ports")
+        recipe(site.host, "Only one client may reach published ports")
         with pytest.raises(TimeoutError):
             open_one.ask()
     assert site.reach() == dead("published", spared="6") | {"published port, directly": "closed"} | {
@@ -160,7 +152,7 @@ def test_only_one_client_may_reach_published_ports(site: FilteredSite):
 def test_only_one_published_port_is_closed_to_the_outside(site: FilteredSite):
     """Recipe of docs/firewalls.md: by the published port, whatever the container's port is."""
     site.ensure()
-    recipe(site, "One published port is to be closed to the outside")
+    recipe(site.host, "One published port is to be closed to the outside")
     for family in (4, 6):
         assert seen(ask(site.remote, HOST[family], 8080, timeout=SILENCE)) == "closed"
         assert seen(ask(site.remote, HOST[family], 8081, timeout=SILENCE)) == ("c1", REMOTE[family])
@@ -172,7 +164,7 @@ def test_only_one_published_port_is_closed_to_the_outside(site: FilteredSite):
 def test_what_is_let_in_is_logged(site: FilteredSite):
     """Recipe of docs/firewalls.md: once for each connection; counted here, as the kernel's log is the machine's."""
     site.ensure()
-    recipe(site, "Log what is let in")
+    recipe(site.host, "Log what is let in")
     with connect(site.remote, HOST[4], 8080, timeout=SILENCE) as one:
         one.ask()
         one.ask()
