@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Config:
     cni_config: Path = Path("/etc/cni/net.d")  # networks for `run --network cni`
     cni_plugins: tuple[Path, ...] = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))  # Debian's place, and the usual
     reserve_ports: bool = True  # the watcher holds published ports against other programs
+    relay_ipv6_loopback: bool = False  # the watcher passes on tcp from [::1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,10 @@ class Settings:
     root: Path = DEFAULT_ROOT
     state: Path = DEFAULT_STATE
     config: Config = field(default_factory=Config)
+
+    def without_watcher(self) -> Settings:
+        """Give the settings of a process that does not stay: it relays nothing."""
+        return replace(self, config=replace(self.config, relay_ipv6_loopback=False))
 
 
 def load(path: Path, *, required: bool) -> Config:
@@ -64,6 +69,7 @@ def load(path: Path, *, required: bool) -> Config:
         "cni_config": _directory,
         "cni_plugins": _directories,
         "reserve_ports": _flag,
+        "relay_ipv6_loopback": _flag,
     }
     values: dict[str, Any] = {}
     for key, value in raw.items():
