@@ -27,7 +27,8 @@ def test_every_key(tmp_path: Path):
     """The values are taken; whole numbers will do for seconds."""
     path = write(
         tmp_path,
-        "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\nreserve_ports = false\nrelay_ipv6_loopback = true\n"
+        "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\n"
+        "reserve_ports = false\nrelay_ipv6_loopback = true\n"
         'adjust_nftables = true\nfirewalld_zone = "internal"\n'
         'cni_config = "/srv/net.d"\ncni_plugins = ["/srv/bin", "/opt/cni/bin"]\n',
     )
