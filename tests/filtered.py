@@ -113,10 +113,10 @@ class FilteredSite:
         bindings = [b for key in ledger.owners() for b in ledger.bindings(key)]
         self.nft.apply(ruleset.build(bindings, LINKS).rebuild())
 
-    def ensure(self, **config: object) -> list[Obstacle]:
+    def ensure(self, links: Links = LINKS, **config: object) -> list[Obstacle]:
         """Let our packets pass other people's firewalls, as a full pass of the program does."""
         wanted = dataclasses.replace(Config(), **config)  # type: ignore[arg-type]
-        return self.host.call(lambda: adjust.ensure(wanted, LINKS))
+        return self.host.call(lambda: adjust.ensure(wanted, links))
 
     def ensure_as_the_service_may(self) -> str:
         """Do the same in a process with the capabilities of the systemd unit; gives what is still in the way."""

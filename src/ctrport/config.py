@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Config:
     reserve_ports: bool = True  # the watcher holds published ports against other programs
     sysctl_directory: Path | None = DEFAULT_SYSCTL_DIRECTORY  # keeps settings from `sysctl --system`; None: off
     sysctl_directory_given: bool = False  # by config.toml: it is written whatever namespace this is
+    relay_ipv6_loopback: bool = False  # the watcher passes on tcp from [::1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,10 @@ class Settings:
     root: Path = DEFAULT_ROOT
     state: Path = DEFAULT_STATE
     config: Config = field(default_factory=Config)
+
+    def without_watcher(self) -> Settings:
+        """Give the settings of a process that does not stay: it relays nothing."""
+        return replace(self, config=replace(self.config, relay_ipv6_loopback=False))
 
 
 def load(path: Path, *, required: bool) -> Config:
@@ -68,6 +73,7 @@ def load(path: Path, *, required: bool) -> Config:
         "cni_plugins": _directories,
         "reserve_ports": _flag,
         "sysctl_directory": _directory_or_none,
+        "relay_ipv6_loopback": _flag,
     }
     values: dict[str, Any] = {}
     for key, value in raw.items():

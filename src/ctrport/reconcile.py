@@ -13,7 +13,8 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctrport import claims, journal
+from ctrport import journal
+from ctrport.claims import Claims, incumbents, tell_listeners
 from ctrport.errors import ContainerdError, KernelError, NotFoundError
 from ctrport.firewall import conntrack, record, ruleset
 from ctrport.firewall.foreign.adjust import Firewalls
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
-    from ctrport.firewall.table import Element, Elements, Listing, Table
+    from ctrport.firewall.table import Element, Elements, Table
+    from ctrport.host.relay import Relay
     from ctrport.host.reservation import Reservation
-    from ctrport.model.bindings import Binding, Change, Incumbent
+    from ctrport.model.bindings import Binding, Change
     from ctrport.model.workload import Container, Task, Workload
 
 log = logging.getLogger(__name__)
@@ -52,11 +54,16 @@ class Snapshot:
 class Reconciler:
     """The state of one writer. Its passes must not run at the same time as each other.
 
-    With a reservation, which only a writer that stays has a use for, published ports are held by sockets.
+    A reservation and a relay, which only a writer that stays has a use for, are sockets for published ports.
     """
 
     def __init__(
-        self, settings: Settings, client: Client, nft: Nft, reservation: Reservation | None = None
+        self,
+        settings: Settings,
+        client: Client,
+        nft: Nft,
+        reservation: Reservation | None = None,
+        relay: Relay | None = None,
     ) -> None:
         self.settings = settings
         self.snapshot = Snapshot()
@@ -66,7 +73,7 @@ class Reconciler:
         self._client = client
         self._nft = nft
         self._firewalls = Firewalls(settings.config)  # of others
-        self._reservation = reservation
+        self._claims = Claims(reservation, relay)
         self._elements: Elements = {}  # what the kernel is to hold
         self._believed = False  # whether the kernel holds it: not before the first pass, nor after a failure
         self._routes = proc.NetworkNamespace((), ())  # of this host, as of this pass
@@ -78,16 +85,15 @@ class Reconciler:
         self._routes = await asyncio.to_thread(proc.read)
         await self._read_all()
         listing = await asyncio.to_thread(self._nft.listing)
-        host = await asyncio.to_thread(facts.read)
+        host = await asyncio.to_thread(facts.read, relays=self.settings.config.relay_ipv6_loopback)
         if self.ledger is None:
-            self.ledger = Ledger(host, _incumbents(listing))
+            self.ledger = Ledger(host, incumbents(listing))
         else:
             self.ledger.set_host(host)
         self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
-        await claims.tell_listeners(self.ledger, host.listeners)
-        changes = await asyncio.to_thread(claims.settle, self.ledger, self._reservation)
-        if self._reservation is not None:
-            await asyncio.to_thread(self._reservation.retry, self._bindings())
+        await tell_listeners(self.ledger, host.listeners)
+        changes = await self._claims.settle(self.ledger)
+        await self._claims.retry(self._bindings())
         links = self._links()
         table = self.table(links)
         self._elements = table.elements
@@ -102,6 +108,7 @@ class Reconciler:
                 if listing is not None:
                     log.warning("the rules in %s are not the ones to be: replacing the table", table.address)
                 await self._rebuild(table)
+            await self._claims.serve(self._bindings(), all_there_are=True)
             self._believed = True
             journal.log_changes(changes)
         return changes
@@ -118,13 +125,14 @@ class Reconciler:
             await self.look(key)
         self._put(keys)
         if any(key in self.snapshot.workloads or key in self.reserved for key in keys):
-            await claims.tell_listeners(self.ledger)
-        changes = await asyncio.to_thread(claims.settle, self.ledger, self._reservation)
+            await tell_listeners(self.ledger)
+        changes = await self._claims.settle(self.ledger)
         links = self._links()
         transaction = self._difference(changes, links)
         self.host_settings.ensure(links, ipv6=self._serves_ipv6())
         await asyncio.to_thread(self._firewalls.ensure_once, links)
         await self._commit(transaction)
+        await self._claims.serve(change.new for change in changes)
         self._believed = True
         journal.log_changes(changes)
         return changes
@@ -289,11 +297,3 @@ class Reconciler:
 
 def _is_auto_remove(container: Container) -> bool:
     return container.annotations.get(AUTO_REMOVE) == "true"
-
-
-def _incumbents(listing: Listing | None) -> dict[Incumbent, set[int]]:
-    """Give the mappings that the kernel serves, by what names them: read once, when a writer starts."""
-    found: dict[Incumbent, set[int]] = {}
-    for incumbent, port in ruleset.incumbents(listing.elements) if listing else ():
-        found.setdefault(incumbent, set()).add(port)
-    return found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ctrport.firewall.foreign import firewalld
-from filtered import HOST, OPEN, REMOTE, SILENCE, FilteredSite, Firewalld, dead, seen, without_own_table
+from filtered import HOST, LINKS, OPEN, REMOTE, SILENCE, FilteredSite, Firewalld, dead, seen, without_own_table
 from lab import ask, until
 
 if TYPE_CHECKING:
@@ -73,6 +74,21 @@ def test_with_the_rights_of_the_service(site: FilteredSite, daemon: Firewalld):
     assert daemon("--state").strip() == "running"
     assert site.ensure_as_the_service_may() == "[]\n"
     assert site.reach() == OPEN
+
+
+def test_internal_networks_are_put_there_for_their_own_sake_only(site: FilteredSite, daemon: Firewalld):
+    """A zone is a way out: an internal bridge gets it only where firewalld sees what siblings send each other."""
+    inside = dataclasses.replace(LINKS, internal=LINKS.bridges)
+    zone = "--get-zone-of-interface=ctrport0"
+    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+        site.host.sysctl(f"net/bridge/{name}", 0)
+    assert site.ensure(inside) == []
+    assert daemon(zone, check=False).strip() in ("", "no zone")
+    assert site.reach()["sibling directly"] == OPEN["sibling directly"]
+    site.host.sysctl("net/bridge/bridge-nf-call-iptables", 1)
+    assert site.ensure(inside) == []
+    assert daemon(zone).strip() == "trusted"
+    assert site.reach()["sibling directly"] == OPEN["sibling directly"]
 
 
 def test_a_zone_that_the_operator_chose_stays(site: FilteredSite, daemon: Firewalld):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 
-from filtered import HOST, OPEN, SILENCE, FilteredSite, dead, seen, without_own_table
+from filtered import HOST, LINKS, OPEN, SILENCE, FilteredSite, dead, seen, without_own_table
 from firewalls import Ufw
 from lab import ask, serve
 
@@ -72,6 +73,16 @@ def test_with_the_rights_of_the_service(site: FilteredSite, backend: str):
     """The capabilities of the systemd unit are enough."""
     iptables(site, backend, "-P FORWARD DROP")
     assert site.ensure_as_the_service_may() == "[]\n"
+    assert site.reach() == OPEN
+
+
+@both_backends
+def test_internal_networks_get_no_way_out(site: FilteredSite, backend: str):
+    """Their containers reach each other, where br_netfilter shows that to FORWARD; nothing of theirs leaves."""
+    iptables(site, backend, "-P FORWARD DROP")
+    assert site.ensure(dataclasses.replace(LINKS, internal=LINKS.bridges)) == []
+    assert site.reach() == dead("egress")
+    assert site.ensure() == []
     assert site.reach() == OPEN
 
 

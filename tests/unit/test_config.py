@@ -27,7 +27,8 @@ def test_every_key(tmp_path: Path):
     """The values are taken; whole numbers will do for seconds."""
     path = write(
         tmp_path,
-        "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\nreserve_ports = false\n"
+        "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\n"
+        "reserve_ports = false\nrelay_ipv6_loopback = true\n"
         'adjust_nftables = true\nfirewalld_zone = "internal"\n'
         'cni_config = "/srv/net.d"\ncni_plugins = ["/srv/bin", "/opt/cni/bin"]\n'
         'sysctl_directory = "/srv/sysctl.d"\n',
@@ -43,6 +44,7 @@ def test_every_key(tmp_path: Path):
         reserve_ports=False,
         sysctl_directory=Path("/srv/sysctl.d"),
         sysctl_directory_given=True,
+        relay_ipv6_loopback=True,
     )
 
 
@@ -72,6 +74,7 @@ def test_no_directory_for_settings(tmp_path: Path):
         ("timeout_seconds = false\n", "is not a number of seconds"),
         ("timeout_seconds = [1]\n", "is not a number of seconds"),
         ("adjust_nftables = 1\n", "1 is neither true nor false"),
+        ("relay_ipv6_loopback = 1\n", "relay_ipv6_loopback: 1 is neither true nor false"),
         ("reserve_ports = 1\n", "reserve_ports: 1 is neither true nor false"),
         ('firewalld_zone = "a b"\n', "'a b' is not the name of a firewalld zone"),
         ('cni_config = "net.d"\n', "cni_config: 'net.d' is not the absolute path"),

@@ -14,22 +14,21 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from ctrport.model.bindings import Binding, Change, Host, State, is_wildcard, socket_text
+from ctrport.model.bindings import IPV6_LOOPBACK, Binding, Change, Host, State, is_wildcard, socket_text
+from ctrport.model.ports import Protocol
 from ctrport.model.request import groups, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
     from ctrport.model.bindings import Incumbent, Listener
-    from ctrport.model.ports import PortMapping, Protocol
+    from ctrport.model.ports import PortMapping
     from ctrport.model.request import Request
     from ctrport.model.workload import Key, Workload
 
 ALL_ALLOCATED = "all ports are allocated"  # Docker's words for an exhausted pool
-IPV6_LOOPBACK = IPv6Address("::1")
 
 
 class Ledger:
@@ -127,6 +126,10 @@ class Ledger:
         changes, self._changes = self._changes, []
         return changes
 
+    def give_back(self, changes: Iterable[Change]) -> None:
+        """Take back what `settle` gave and nobody could act on: the next `settle` begins with it."""
+        self._changes = [*changes, *self._changes]
+
     def _former_port(self, request: Request, exact: Container[int]) -> int | None:
         """Give the port that a floating request had, unless its container asks for that one by number."""
         low, high = request.mapping.host_port_pool or self._host.automatic
@@ -222,8 +225,12 @@ class Ledger:
 
     def _refusal(self, request: Request) -> str:
         host_ip = request.mapping.host_ip
-        if host_ip == IPV6_LOOPBACK:
-            return "[::1] cannot be published: the kernel routes no packet from ::1 to a container"
+        relayed = self._host.relays and request.mapping.protocol is Protocol.TCP
+        if host_ip == IPV6_LOOPBACK and not relayed:
+            return (
+                "[::1] cannot be published: the kernel routes no packet from ::1 to a container; "
+                "a watcher relays tcp where relay_ipv6_loopback is true"
+            )
         if host_ip is not None and not self._host.has(host_ip):
             return f"host IP {host_ip} is not an address of this host"
         if not request.families:

@@ -95,6 +95,7 @@ def rules(passage: Passage) -> list[tuple[str, str]]:
             (f"-i {bridge} -o {other} -j RETURN", f"{bridge} to {other}") for other in sorted(passage.isolated)
         ]
         lines.append((f"-i {bridge} -j ACCEPT", f"from {bridge}"))
+    lines += [(f"-i {bridge} -o {bridge} -j ACCEPT", f"within {bridge}") for bridge in sorted(passage.internal)]
     return [(line, f"ctrport: {comment}") for line, comment in lines]
 
 
