@@ -36,6 +36,10 @@ class Writer:
     netns: dict[str, Netns]
     servers: dict[str, list[Server]]
 
+    @staticmethod
+    def key(name: str) -> Key:
+        return Key("default", name)
+
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
 

@@ -255,8 +255,8 @@ class Ledger:
         if port in self._incumbents.get(request.incumbent, ()):
             return ""
         served = request.port == port and request.binding and request.binding.state is State.ACTIVE
-        listeners: Iterable[Listener] = () if served else self._listeners.get((protocol, port), ())
-        for listener in [*self._taken.get((protocol, port), ()), *listeners]:
+        listeners: list[Listener] = [] if served else self._listeners.get((protocol, port), [])
+        for listener in [*self._taken.get((protocol, port), []), *listeners]:
             if request.overlaps(listener.address, listener.families):
                 return listener.reason()
         return ""
