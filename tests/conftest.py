@@ -23,6 +23,7 @@ KERNEL_TOOLS = {
     "sysctl": "procps",
     "tcpdump": "tcpdump",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "dockerd": "docker.io",
 }
 E2E_TOOLS = {
     **KERNEL_TOOLS,

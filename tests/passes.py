@@ -82,6 +82,15 @@ def writing(lab: Lab, directory: Path) -> Iterator[Writer]:
             name, "br0", f"{ipv4}/24", f"{ipv6}/64", gateway4="198.51.100.1", gateway6="2001:db8:a::1"
         )
         servers[name] = [serve(netns[name], 80, p, f) for p in ("tcp", "udp") for f in (4, 6)]
+    with passing(lab, directory, netns, servers) as writer:
+        yield writer
+
+
+@contextlib.contextmanager
+def passing(
+    lab: Lab, directory: Path, netns: dict[str, Netns], servers: dict[str, list[Server]]
+) -> Iterator[Writer]:
+    """Give a writer that has made its first pass, for containers whose processes are the first of their servers."""
     settings = Settings(address=str(directory / "c.sock"), root=directory / "root", state=directory / "state")
     settings.state.mkdir()
     loop = asyncio.new_event_loop()
