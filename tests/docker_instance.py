@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SUBNET = "203.0.113"
 PAGE = "from Docker\n"
 # What no option of dockerd puts elsewhere.
+CGROUPS = Path("/sys/fs/cgroup")
 ELSEWHERE = (Path("/etc/docker/key.json"), Path("/run/docker/plugins"), Path("/run/docker"))
 
 
@@ -53,6 +54,9 @@ class Docker:
         for path in self._made:
             with contextlib.suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
+        for cgroup in [*CGROUPS.glob("docker"), *CGROUPS.glob("*/docker")]:
+            with contextlib.suppress(OSError):  # in use by another Docker
+                cgroup.rmdir()
 
     def _start(self) -> None:
         self._containerd.start()

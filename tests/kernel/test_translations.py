@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ctrport.firewall import generation
-from ctrport.firewall.foreign import programs
+from ctrport.firewall.foreign import programs, translations
 from ctrport.firewall.generation import Generation
 from ctrport.firewall.ruleset import ADDRESS
 from ctrport.host.reservation import Reservation
@@ -335,6 +335,24 @@ def test_ones_own_changes_cost_no_process(writer: Writer, processes: list[str]):
     assert processes == []
 
 
+def test_where_rules_are_many_only_full_passes_read_them_again(
+    writer: Writer, processes: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """After a look that took long, refreshes go by what it has found for a while."""
+    monkeypatch.setattr(translations, "SLOW", 0.0)
+    monkeypatch.setattr(translations, "REST", 1e6)
+    FOREIGN["by hand, nftables"].load(writer)
+    writer.publish("a", "8081:80")
+    writer.publish("a", "8081:80 8080:80")
+    assert writer.states("a")[1][0] == "waiting"
+    writer.lab.host.nft("table ip kube-proxy { chain p { }; }")
+    processes.clear()
+    writer.publish("b", "8082:80")
+    assert processes == []
+    writer.wait(writer.reconciler.resync())
+    assert processes != []
+
+
 def test_a_new_rule_of_legacy_is_seen_at_once(writer: Writer):
     """Its table counts no changes; that it has grown is seen."""
     host = writer.lab.host
@@ -410,6 +428,7 @@ def test_the_generation_counts_each_transaction_of_every_program(writer: Writer)
         f"delete table {ADDRESS}",
         f"flush chain {ADDRESS} publish",
         f"insert rule {ADDRESS} forward drop",
+        f"table {ADDRESS} {{ flags dormant; }}",
     ],
 )
 def test_an_event_after_a_foreign_change_mends_all(writer: Writer, harm: str):

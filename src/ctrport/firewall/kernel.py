@@ -1,7 +1,7 @@
 """Our table in the kernel, as one writer keeps it: what it is to hold, and the ways to get it there.
 
-Knows when somebody else may have touched it. Rules are compared with what the kernel listed of them when they were
-found or made right; elements are compared by full passes only.
+Knows when somebody else may have touched it. Rules are then known again by their handles, which costs little;
+elements are compared by full passes only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ctrport.errors import KernelError
-from ctrport.firewall import conntrack, record, ruleset
+from ctrport.firewall import conntrack, handles, record, ruleset
 from ctrport.firewall.generation import Generation
 from ctrport.firewall.table import Transaction
 
@@ -34,23 +34,21 @@ class KernelTable:
         self.generation = Generation()
         self._settings = settings
         self.nft = nft
-        self._seen: object = None  # the foreign generation at the last listing
-        self._rules = ""  # fingerprint of that listing; empty when there was no table
+        self._seen: object = None  # the foreign generation at the last look
+        self._rules: handles.Handles | None = None  # as of then
 
     def listing(self, *, elements: bool = True) -> Listing | None:
         """Give the table as the kernel has it."""
         self._seen = self.generation.foreign()
-        listing = self.nft.listing(elements=elements)
-        self._rules = listing.fingerprint if listing else ""
-        return listing
+        self._rules = handles.read(ruleset.ADDRESS)
+        return self.nft.listing(elements=elements)
 
     def is_disturbed(self) -> bool:
         """Say whether the rules are others than at the last look; looks only if somebody has changed any rules."""
-        if self.generation.foreign() == self._seen:
+        if (now := self.generation.foreign()) == self._seen:
             return False
-        before = self._rules
-        self.listing(elements=False)
-        return self._rules != before
+        self._seen = now
+        return handles.read(ruleset.ADDRESS) != self._rules
 
     def difference(self, changes: list[Change], links: Links) -> Transaction:
         """Give the element changes of a few bindings, and take them into what the kernel is to hold."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 VERSIONS = {"ip": 4, "ip6": 6}
 DSTNAT = -100
+SLOW = 0.2  # seconds: 500 services of kube-proxy with iptables; most hosts take 20 ms
+REST = 20  # times what a slow look took, until a refresh pays for another one
 INCOMPATIBLE = "is incompatible"  # iptables-nft-save's word for a table that nft has written to
 
 
@@ -39,14 +42,22 @@ class Translations:
         self._seen: object = None
         self._found: tuple[Listener, ...] = ()
         self._told: list[str] = []
+        self._rests_until = 0.0
 
     def read(self, addresses: Collection[IPAddress], *, full: bool = False) -> tuple[Listener, ...]:
-        """Give them, for this host's addresses. A full look does not trust the sizes of legacy's tables."""
+        """Give them, for this host's addresses. A full look does not trust the sizes of legacy's tables.
+
+        Where rules are many and a look is slow, others than full looks may give what was found shortly before.
+        """
         now = (self._generation.foreign(), frozenset(addresses))
-        if now != self._seen or (full and iptables.legacy_families("nat")):
+        begun = time.monotonic()
+        is_due = full or begun >= self._rests_until
+        if (now != self._seen and is_due) or (full and iptables.legacy_families("nat")):
             failures: list[str] = []
             self._found = tuple(dict.fromkeys(read(addresses, failures)))
             self._seen = now
+            ended = time.monotonic()
+            self._rests_until = ended + REST * (ended - begun) if ended - begun > SLOW else 0.0
             for failure in failures:
                 if failure not in self._told:
                     log.warning("cannot see all that others translate: %s", failure)
