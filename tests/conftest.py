@@ -24,6 +24,7 @@ KERNEL_TOOLS = {
     "tcpdump": "tcpdump",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
     "dockerd": "docker.io",
+    "/usr/lib/podman/netavark": "netavark",
 }
 E2E_TOOLS = {
     **KERNEL_TOOLS,

@@ -1,7 +1,8 @@
 """Ports that somebody else's nat rules translate: not taken from them, told by name, and had once they are free.
 
 Rules of kube-proxy, netavark, Docker with nftables and CNI portmap with nftables are written here in the form in
-which those programs write them; real Docker, and portmap with iptables, are run in `test_docker` and below.
+which those programs write them; Debian's portmap and netavark, which use iptables, are run below, and Docker in
+`test_docker`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from ctrport.firewall.generation import Generation
 from ctrport.firewall.ruleset import ADDRESS
 from ctrport.host.reservation import Reservation
 from ctrport.reconcile import Reconciler
-from lab import Answer, ask
+from lab import Answer, ask, serve
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from passes import Writer
 
 HOST, REMOTE, B = "192.0.2.1", "192.0.2.2", "198.51.100.3"
@@ -490,3 +493,44 @@ def test_beside_portmap_on_one_address(writer: Writer):
     reason = "192.0.2.10:8080/tcp is translated by CNI portmap (chain CNI-HOSTPORT-DNAT of iptables nat)"
     assert writer.states("a") == [("active", ""), ("waiting", reason)]
     assert (answers(writer, 8080, "192.0.2.1"), answers(writer, 8080, "192.0.2.10")) == ("a", "b")
+
+
+# -------------------------------------------------------------------------------------------- netavark itself
+
+
+def test_beside_netavark(writer: Writer, tmp_path: Path):
+    """A port that podman's netavark publishes keeps answering, ours beside it too, and ours is had when it goes."""
+    name = {"container_id": "pod-1", "container_name": "pod"}
+    network = {
+        "name": "podman",
+        "id": "ab" * 32,
+        "driver": "bridge",
+        "network_interface": "podman0",
+        "subnets": [{"subnet": "203.0.113.0/24", "gateway": "203.0.113.1"}],
+        "ipv6_enabled": False,
+        "internal": False,
+        "dns_enabled": False,
+        "ipam_options": {"driver": "host-local"},
+    }
+    request = {
+        **name,
+        "networks": {"podman": {"static_ips": ["203.0.113.2"], "interface_name": "eth0"}},
+        "network_info": {"podman": network},
+        "port_mappings": [{"host_ip": "", "container_port": 80, "host_port": 8080, "range": 1, "protocol": "tcp"}],
+    }
+    pod = writer.lab.netns("pod")
+
+    def netavark(command: str) -> None:
+        program = ("/usr/lib/podman/netavark", "--config", tmp_path / "netavark")
+        writer.lab.host.run(*program, command, pod.path, input=json.dumps(request))
+
+    netavark("setup")
+    with serve(pod, 80):
+        writer.publish("a", "8080:80 8081:80")
+        reason = "8080/tcp is translated by netavark (chain NETAVARK-HOSTPORT-DNAT of iptables nat)"
+        assert writer.states("a") == [("waiting", reason), ("active", "")]
+        assert (answers(writer, 8080), answers(writer, 8081)) == ("pod", "a")
+    netavark("teardown")
+    writer.wait(writer.reconciler.resync())
+    assert writer.states("a") == [("active", ""), ("active", "")]
+    assert (answers(writer, 8080), answers(writer, 8081)) == ("a", "a")

@@ -268,8 +268,10 @@ def test_a_port_that_a_listener_gave_up():
 
 # ------------------------------------------------------------------------------------------------ translations
 
+ANY = ip_address(0)  # 0.0.0.0
 
-def translation(port: int = 8080, address: str = "0.0.0.0", holder: str = "Docker") -> Listener:
+
+def translation(port: int = 8080, address: str = str(ANY), holder: str = "Docker") -> Listener:
     return Listener(Protocol.TCP, port, ip_address(address), (4,), holder, translated=True)
 
 
@@ -284,7 +286,7 @@ def test_a_translated_port_is_told_as_such():
 
 def test_one_of_two_in_the_way_goes():
     """The reason follows; with the last one gone the port is given out."""
-    proxy = Listener(Protocol.TCP, 8080, ip_address("0.0.0.0"), (4,), "docker-proxy (pid 9)")
+    proxy = Listener(Protocol.TCP, 8080, ANY, (4,), "docker-proxy (pid 9)")
     ledger = settled(container("a", "8080:80"), host=Host(listeners=(translation(), proxy)))
     assert reason(ledger, "a") == "8080/tcp is translated by Docker"
     ledger.set_listeners([proxy])
