@@ -89,7 +89,6 @@ class Reconciler:
         translations = await asyncio.to_thread(self._translations.read, self._routes.addresses, full=True)
         await claims.tell_listeners(self.ledger, host.listeners, translations)
         changes = await asyncio.to_thread(claims.settle, self.ledger, self._reservation)
-        self._overlaps = journal.log_overlaps(self.ledger.overlaps(), self._overlaps)
         if self._reservation is not None:
             await asyncio.to_thread(self._reservation.retry, self._bindings())
         links = self._links()
@@ -108,6 +107,7 @@ class Reconciler:
                 await asyncio.to_thread(self._kernel.rebuild, table)
             self._believed = True
             journal.log_changes(changes)
+            self._overlaps = journal.log_overlaps(self.ledger.overlaps(), self._overlaps)
         return changes
 
     async def refresh(self, keys: Iterable[Key]) -> list[Change]:

@@ -281,7 +281,7 @@ def test_an_automatic_port_steps_aside(writer: Writer):
 
 
 @every_foreigner
-def test_who_was_served_keeps_the_port(writer: Writer, rules: Rules):
+def test_who_was_served_keeps_the_port(writer: Writer, rules: Rules, caplog: pytest.LogCaptureFixture):
     """A rule that comes later does not take a port away, nor does a new writer; the overlap is told."""
     writer.publish("a", "8080:80")
     rules.load(writer)
@@ -293,6 +293,13 @@ def test_who_was_served_keeps_the_port(writer: Writer, rules: Rules):
     if rules.where == f"{HOST}:8080/tcp" and "kube" in rules.holder:
         expected.append(expected[0].replace(HOST, "192.0.2.10"))
     assert [listener.reason() for _, listener in ledger.overlaps()] == expected
+    writer.wait(writer.reconciler.resync())
+    told = [r.getMessage() for r in caplog.records if "the rule that stands first answers" in r.getMessage()]
+    assert told == [
+        f"default/a 8080/tcp -> 198.51.100.2 and 2001:db8:a::2 port 80 is published, and {reason} too: "
+        "the rule that stands first answers"
+        for reason in expected
+    ]
     before = writer.reconciler
     next_writer = Reconciler(before.settings, before._client, before._kernel.nft, Reservation())
     try:
