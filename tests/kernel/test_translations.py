@@ -19,14 +19,16 @@ from ctrport.firewall.generation import Generation
 from ctrport.firewall.ruleset import ADDRESS
 from ctrport.host.reservation import Reservation
 from ctrport.reconcile import Reconciler
+from filtered import OPEN, FilteredSite, seen
 from lab import Answer, ask, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lab import Netns
     from passes import Writer
 
-HOST, REMOTE, B = "192.0.2.1", "192.0.2.2", "198.51.100.3"
+HOST = "192.0.2.1"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -454,9 +456,14 @@ def test_an_event_after_a_foreign_change_mends_all(writer: Writer, harm: str):
 # ----------------------------------------------------------------------------------------- CNI portmap itself
 
 
-def portmap(writer: Writer, command: str, *, host_ip: str = "") -> None:
-    """Call Debian's portmap for the container `b`."""
-    mapping = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", **({"hostIP": host_ip} if host_ip else {})}
+POD = ("198.51.100.3/24", "2001:db8:a::3/64")  # which is `b`
+
+
+def portmap(
+    host: Netns, command: str, *, port: int = 8080, host_ip: str = "", addresses: tuple[str, ...] = POD
+) -> None:
+    """Call Debian's portmap for port 80 of a container."""
+    mapping = {"hostPort": port, "containerPort": 80, "protocol": "tcp", **({"hostIP": host_ip} if host_ip else {})}
     config = {
         "cniVersion": "1.0.0",
         "name": "pods",
@@ -465,29 +472,29 @@ def portmap(writer: Writer, command: str, *, host_ip: str = "") -> None:
         "prevResult": {
             "cniVersion": "1.0.0",
             "interfaces": [{"name": "eth0", "sandbox": "/run/netns/b"}],
-            "ips": [{"address": f"{B}/24", "interface": 0}, {"address": "2001:db8:a::3/64", "interface": 0}],
+            "ips": [{"address": address, "interface": 0} for address in addresses],
         },
     }
     environment = {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": "pod-b",
-        "CNI_NETNS": str(writer.netns["b"].path),
+        "CNI_NETNS": "/run/netns/b",
         "CNI_IFNAME": "eth0",
         "CNI_PATH": "/usr/lib/cni",
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     }
-    writer.lab.host.run("/usr/lib/cni/portmap", input=json.dumps(config), env=environment)
+    host.run("/usr/lib/cni/portmap", input=json.dumps(config), env=environment)
 
 
 def test_beside_portmap(writer: Writer):
     """A pod's hostPort keeps answering, our port beside it too, and ours is had when the pod goes."""
-    portmap(writer, "ADD")
+    portmap(writer.lab.host, "ADD")
     writer.publish("a", "8080:80 8081:80")
     reason = "8080/tcp is translated by CNI portmap (chain CNI-HOSTPORT-DNAT of iptables nat)"
     assert writer.states("a") == [("waiting", reason), ("active", "")]
     for address in (HOST, "2001:db8::1"):
         assert (answers(writer, 8080, address), answers(writer, 8081, address)) == ("b", "a")
-    portmap(writer, "DEL")
+    portmap(writer.lab.host, "DEL")
     writer.wait(writer.reconciler.resync())
     assert writer.states("a") == [("active", ""), ("active", "")]
     assert (answers(writer, 8080), answers(writer, 8081)) == ("a", "a")
@@ -495,11 +502,35 @@ def test_beside_portmap(writer: Writer):
 
 def test_beside_portmap_on_one_address(writer: Writer):
     """A hostPort with a hostIP keeps that address's port alone."""
-    portmap(writer, "ADD", host_ip="192.0.2.10")
+    portmap(writer.lab.host, "ADD", host_ip="192.0.2.10")
     writer.publish("a", "192.0.2.1:8080:80 192.0.2.10:8080:80")
     reason = "192.0.2.10:8080/tcp is translated by CNI portmap (chain CNI-HOSTPORT-DNAT of iptables nat)"
     assert writer.states("a") == [("active", ""), ("waiting", reason)]
     assert (answers(writer, 8080, "192.0.2.1"), answers(writer, 8080, "192.0.2.10")) == ("a", "b")
+
+
+def test_the_contract_beside_portmap(tmp_path: Path):
+    """Every row of it holds, the pod's port answers before, with and after us, and a flush leaves its rules."""
+    with FilteredSite(tmp_path / "state") as site:
+        site.lab.bridge("cni0", "203.0.113.1/24", "2001:db8:c::1/64")
+        addresses = ("203.0.113.2/24", "2001:db8:c::2/64")
+        pod = site.lab.container_like("pod", "cni0", *addresses, gateway4="203.0.113.1", gateway6="2001:db8:c::1")
+        portmap(site.host, "ADD", port=7080, addresses=addresses)
+        before, expected = site.rules(), [("pod", "192.0.2.2"), ("pod", "2001:db8::2")]
+        assert "CNI-HOSTPORT-DNAT" in before
+
+        def answered() -> list[object]:
+            return [seen(ask(site.remote, address, 7080)) for address in (HOST, "2001:db8::1")]
+
+        with serve(pod, 80), serve(pod, 80, family=6):
+            assert answered() == expected
+            site.publish()
+            assert site.ensure() == []
+            assert site.reach() == OPEN
+            assert answered() == expected
+            site.flush()
+            assert site.rules() == before
+            assert answered() == expected
 
 
 # -------------------------------------------------------------------------------------------- netavark itself

@@ -46,8 +46,9 @@ class Generation:
     def own(self) -> Iterator[None]:
         """Count the one transaction that the block makes as one's own.
 
-        Somebody's at the same moment still counts as foreign, and a block that has changed nothing, as when it
-        adds an element that is there, is not counted.
+        Somebody's at the same moment still counts as foreign. A block that has changed nothing, as when it adds an
+        element that is there, is not counted, unless somebody's transaction falls into that very millisecond: then
+        it is taken for ours, and his rules are read after his next one.
         """
         before = read()
         try:
