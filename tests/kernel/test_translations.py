@@ -329,7 +329,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return started
 
 
-def test_ones_own_changes_cost_no_process(writer: Writer, processes: list[str]):
+def test_ones_own_changes_cost_no_process(writer: Writer, processes: list[str], caplog: pytest.LogCaptureFixture):
     """As long as nobody else changes rules, refreshes start no program; after that the next one reads them once."""
     writer.publish("a", "8081:80")  # which lets its interface pass other firewalls, by their programs
     writer.publish("a", "8081:80 8084:80")
@@ -345,6 +345,7 @@ def test_ones_own_changes_cost_no_process(writer: Writer, processes: list[str]):
     processes.clear()
     writer.publish("b", "8080:80 8084:80")
     assert processes == []
+    assert "making a full pass" not in caplog.text, "as our own rules stand"
 
 
 def test_where_rules_are_many_only_full_passes_read_them_again(
