@@ -24,6 +24,8 @@ KERNEL_TOOLS = {
     "sysctl": "procps",
     "tcpdump": "tcpdump",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "dockerd": "docker.io",
+    "/usr/lib/podman/netavark": "netavark",
 }
 E2E_TOOLS = {
     **KERNEL_TOOLS,

@@ -120,15 +120,19 @@ class FilteredSite:
 
     def ensure_as_the_service_may(self) -> str:
         """Do the same in a process with the capabilities of the systemd unit; gives what is still in the way."""
-        unit = (Path(__file__).parents[1] / "packaging/systemd/ctrport.service").read_text()
-        (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
-        capabilities = ",".join(["-all", *(f"+{c.removeprefix('CAP_').lower()}" for c in line.split())])
         code = (
-            f"import sys; sys.path[:0] = {sys.path!r}\n"
             "from ctrport.config import Config; from ctrport.firewall.foreign import adjust\n"
             "from filtered import LINKS\n"
             "print(adjust.ensure(Config(), LINKS))"
         )
+        return self.as_the_service_may(code)
+
+    def as_the_service_may(self, code: str) -> str:
+        """Run Python code on the host with the capabilities of the systemd unit, and give what it prints."""
+        unit = (Path(__file__).parents[1] / "packaging/systemd/ctrport.service").read_text()
+        (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+        capabilities = ",".join(["-all", *(f"+{c.removeprefix('CAP_').lower()}" for c in line.split())])
+        code = f"import sys; sys.path[:0] = {sys.path!r}\n{code}"
         setpriv = ("setpriv", "--no-new-privs", f"--bounding-set={capabilities}")
         return self.host.run(*setpriv, sys.executable, "-c", code).stdout
 

@@ -38,6 +38,10 @@ class Writer:
     netns: dict[str, Netns]
     servers: dict[str, list[Server]]
 
+    @staticmethod
+    def key(name: str) -> Key:
+        return Key("default", name)
+
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
 
@@ -83,6 +87,15 @@ def writing(lab: Lab, directory: Path, **config: Any) -> Iterator[Writer]:
             name, "br0", f"{ipv4}/24", f"{ipv6}/64", gateway4="198.51.100.1", gateway6="2001:db8:a::1"
         )
         servers[name] = [serve(netns[name], 80, p, f) for p in ("tcp", "udp") for f in (4, 6)]
+    with passing(lab, directory, netns, servers, **config) as writer:
+        yield writer
+
+
+@contextlib.contextmanager
+def passing(
+    lab: Lab, directory: Path, netns: dict[str, Netns], servers: dict[str, list[Server]], **config: Any
+) -> Iterator[Writer]:
+    """Give a writer that has made its first pass, for containers whose processes are the first of their servers."""
     settings = Settings(
         address=str(directory / "c.sock"),
         root=directory / "root",

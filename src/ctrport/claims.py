@@ -32,13 +32,18 @@ def incumbents(listing: Listing | None) -> dict[Incumbent, set[int]]:
     return found
 
 
-async def tell_listeners(ledger: Ledger, listeners: tuple[Listener, ...] | None = None) -> None:
-    """Tell the ledger who listens, by name where somebody stands in the way of a request."""
+async def tell_listeners(
+    ledger: Ledger, listeners: tuple[Listener, ...] | None = None, translations: Iterable[Listener] = ()
+) -> None:
+    """Tell the ledger who listens, by name where somebody stands in the way of a request, and who translates.
+
+    Translations come first: Docker's says more than the name of the proxy that listens on the same port.
+    """
     found = await asyncio.to_thread(facts.listeners) if listeners is None else listeners
     names: dict[Listener, Listener] = {}
     if contested := ledger.contested(found):
         names = await asyncio.to_thread(facts.named, contested)
-    ledger.set_listeners(names.get(listener, listener) for listener in found)
+    ledger.set_listeners([*translations, *(names.get(listener, listener) for listener in found)])
 
 
 class Claims:

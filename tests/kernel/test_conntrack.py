@@ -136,7 +136,8 @@ def test_a_writer_that_was_killed_between_rules_and_flows(writer: Writer, monkey
             patch.setattr(conntrack, "forget_stale", lambda *_: 0)
             writer.end("a")
         assert say(talking) == "a"
-        next_writer = Reconciler(writer.reconciler.settings, writer.reconciler._client, writer.reconciler._nft)
+        before = writer.reconciler
+        next_writer = Reconciler(before.settings, before._client, before._kernel.nft)
         writer.wait(next_writer.resync())
         assert say(talking) is REFUSED
 

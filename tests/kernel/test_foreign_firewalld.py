@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ctrport.firewall.foreign import firewalld
+from ctrport.firewall.foreign import firewalld, translations
 from filtered import HOST, LINKS, OPEN, REMOTE, SILENCE, FilteredSite, Firewalld, dead, seen, without_own_table
 from lab import ask, until
 
@@ -136,3 +137,17 @@ def test_without_a_bus_nothing_is_said(site: FilteredSite, tmp_path: Path, monke
     """Most hosts have no firewalld, and some no D-Bus."""
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'none'}")
     assert site.ensure() == site.diagnose() == []
+
+
+def test_a_forward_port_is_a_translation(site: FilteredSite, daemon: Firewalld):
+    """A port that a zone sends elsewhere is told, with each backend's own name for the place."""
+    daemon("--add-forward-port=port=7100:proto=tcp:toport=80:toaddr=198.51.100.3")
+    failures: list[str] = []
+    found = site.host.call(lambda: list(translations.read([ip_address(HOST[4])], failures)))
+    reasons = [each.reason() for each in found]
+    assert failures == []
+    assert len(reasons) == 1
+    assert reasons[0] in (
+        "7100/tcp is translated by firewalld (nftables table inet firewalld)",
+        "7100/tcp is translated by chain PRE_public_allow of iptables nat",
+    )

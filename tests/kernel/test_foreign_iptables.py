@@ -76,6 +76,25 @@ def test_with_the_rights_of_the_service(site: FilteredSite, backend: str):
     assert site.reach() == OPEN
 
 
+def test_translations_are_read_with_the_rights_of_the_service(site: FilteredSite):
+    """Both backends' nat tables, and the kernel's word that they have not changed."""
+    for backend, port in (("nft", "7100"), ("legacy", "7200")):
+        line = f"-t nat -A PREROUTING -p tcp --dport {port} -j REDIRECT --to-ports 7000"
+        site.host.run(f"iptables-{backend}", *line.split())
+    said = site.as_the_service_may(
+        "from ctrport.firewall.foreign import translations\n"
+        "from ctrport.firewall.generation import Generation\n"
+        "failures, count = [], Generation()\n"
+        "print(*[each.reason() for each in translations.read([], failures)], *failures, sep='\\n')\n"
+        "print(count.foreign() == count.foreign() and all(count.foreign()))"
+    )
+    assert said.splitlines() == [
+        "7100/tcp is translated by chain PREROUTING of iptables nat",
+        "7200/tcp is translated by chain PREROUTING of iptables-legacy nat",
+        "True",
+    ]
+
+
 @both_backends
 def test_internal_networks_get_no_way_out(site: FilteredSite, backend: str):
     """Their containers reach each other, where br_netfilter shows that to FORWARD; nothing of theirs leaves."""

@@ -291,6 +291,48 @@ def test_a_port_that_a_listener_gave_up():
     assert [c.new and c.new.state for c in ledger.settle()] == [ACTIVE]
 
 
+# ------------------------------------------------------------------------------------------------ translations
+
+ANY = ip_address(0)  # 0.0.0.0
+
+
+def translation(port: int = 8080, address: str = str(ANY), holder: str = "Docker") -> Listener:
+    return Listener(Protocol.TCP, port, ip_address(address), (4,), holder, translated=True)
+
+
+def test_a_translated_port_is_told_as_such():
+    """By who does it, with the address where it is one."""
+    ledger = settled(container("a", "8080:80"), host=Host(listeners=(translation(),)))
+    assert (state(ledger, "a"), reason(ledger, "a")) == (WAITING, "8080/tcp is translated by Docker")
+    ledger = settled(container("a", "8080:80"), host=Host(listeners=(translation(address="192.0.2.1"),)))
+    assert reason(ledger, "a") == "192.0.2.1:8080/tcp is translated by Docker"
+    assert ledger.overlaps() == []
+
+
+def test_one_of_two_in_the_way_goes():
+    """The reason follows; with the last one gone the port is given out."""
+    proxy = Listener(Protocol.TCP, 8080, ANY, (4,), "docker-proxy (pid 9)")
+    ledger = settled(container("a", "8080:80"), host=Host(listeners=(translation(), proxy)))
+    assert reason(ledger, "a") == "8080/tcp is translated by Docker"
+    ledger.set_listeners([proxy])
+    ledger.settle()
+    assert reason(ledger, "a") == "0.0.0.0:8080/tcp is held by docker-proxy (pid 9)"
+    ledger.set_listeners([])
+    assert [c.new and c.new.state for c in ledger.settle()] == [ACTIVE]
+
+
+def test_overlaps_are_what_is_served_all_the_same():
+    """Who comes later takes nothing, and can be told."""
+    ledger = settled(container("a", "8080:80 8081:80"), container("b", "8082:80"))
+    late = [translation(8080), translation(8082, "192.0.2.1", "kube-proxy"), translation(9)]
+    ledger.set_listeners(late)
+    assert ledger.settle() == []
+    assert ledger.overlaps() == [
+        (ledger.bindings(key("a"))[0], late[0]),
+        (ledger.bindings(key("b"))[0], late[1]),
+    ]
+
+
 # -------------------------------------------------------------------------------- ports of the host's choice
 
 SMALL = Host(automatic=(40000, 40002))

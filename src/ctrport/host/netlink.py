@@ -38,8 +38,15 @@ class Netlink:
         self._socket.close()
 
     def dump(self, kind: int, payload: bytes) -> Iterator[bytes]:
-        """Give the payload of each message that answers one request. OSError as the kernel says."""
-        self._socket.send(_message(kind, REQUEST | DUMP, payload))
+        """Give the payload of each message that answers a request for a listing. OSError as the kernel says."""
+        yield from self._answers(kind, REQUEST | DUMP, payload)
+
+    def ask(self, kind: int, payload: bytes) -> bytes:
+        """Give the payload of the one message that answers a request. OSError as the kernel says."""
+        return b"".join(self._answers(kind, REQUEST | ACK, payload))
+
+    def _answers(self, kind: int, flags: int, payload: bytes) -> Iterator[bytes]:
+        self._socket.send(_message(kind, flags, payload))
         while True:
             for answer, data in self._receive():
                 if answer in (ERROR, DONE):

@@ -67,7 +67,7 @@ class Incumbent(NamedTuple):
 
 
 class Listener(NamedTuple):
-    """A socket of this host that a mapping of the same port would shadow."""
+    """Who else has a port of this host: a socket that a mapping would shadow, or somebody's own translation."""
 
     protocol: Protocol
     port: int
@@ -75,6 +75,15 @@ class Listener(NamedTuple):
     families: tuple[int, ...]  # 4, 6 or both: a [::] socket without IPV6_V6ONLY takes IPv4 as well
     holder: str = ""  # "redis-server (pid 811)" where that could be found out
     inode: int = 0  # of the socket, by which its process can be found
+    translated: bool = False  # no socket: nat rules of `holder` send the port elsewhere
+
+    def reason(self) -> str:
+        """Say who has the port, as people are told that they cannot have it."""
+        if self.translated:
+            address = None if is_wildcard(self.address) else self.address
+            return f"{socket_text(address, self.port, self.protocol)} is translated by {self.holder}"
+        where = socket_text(self.address, self.port, self.protocol)
+        return f"{where} is held by {self.holder or 'a process that listens there'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,13 +56,16 @@ class Ledger:
         self._dirty.update(dict.fromkeys(self._buckets))
 
     def set_listeners(self, listeners: Iterable[Listener]) -> None:
-        """Take the host's sockets as they are now; who waits for one that is gone is judged again."""
-        former = {*self._listeners, *self._taken}
+        """Take who has ports now, the most telling first; who waits for one that is gone is judged again."""
+        former = {name: {*there, *self._taken.get(name, ())} for name, there in self._listeners.items()}
+        former |= {name: set(taken) for name, taken in self._taken.items() if name not in former}
         self._taken = {}
         self._listeners = {}
         for listener in listeners:
             self._listeners.setdefault((listener.protocol, listener.port), []).append(listener)
-        self._dirty.update((name, None) for name in former if name not in self._listeners and name in self._buckets)
+        for name in former.keys() & self._buckets.keys():
+            if not former[name].issubset(self._listeners.get(name, ())):
+                self._dirty[name] = None
 
     def take(self, listener: Listener) -> None:
         """Take the kernel's word, got by trying, that somebody has a port which was just given out."""
@@ -78,6 +81,17 @@ class Ledger:
             for request in self._buckets.get((listener.protocol, listener.port), ())
             if not (request.binding and request.binding.state is State.ACTIVE)
             and request.overlaps(listener.address, listener.families)
+        ]
+
+    def overlaps(self) -> list[tuple[Binding, Listener]]:
+        """Give the mappings that are served although somebody else has their port too."""
+        return [
+            (request.binding, listener)
+            for name, listeners in self._listeners.items()
+            for request in self._buckets.get(name, ())
+            if request.binding and request.binding.state is State.ACTIVE
+            for listener in listeners
+            if request.overlaps(listener.address, listener.families)
         ]
 
     def put(self, workload: Workload) -> None:
@@ -248,11 +262,10 @@ class Ledger:
         if port in self._incumbents.get(request.incumbent, ()):
             return ""
         served = request.port == port and request.binding and request.binding.state is State.ACTIVE
-        listeners = () if served else self._listeners.get((protocol, port), ())
-        for listener in (*self._taken.get((protocol, port), ()), *listeners):
+        listeners: list[Listener] = [] if served else self._listeners.get((protocol, port), [])
+        for listener in [*self._taken.get((protocol, port), []), *listeners]:
             if request.overlaps(listener.address, listener.families):
-                where = socket_text(listener.address, port, protocol)
-                return f"{where} is held by {listener.holder or 'a process that listens there'}"
+                return listener.reason()
         return ""
 
     def _report(self, request: Request, state: State, reason: str = "") -> None:
