@@ -22,6 +22,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from ctrport import control
+from ctrport.config import Settings
 from ctrport.containerd.pb import api_pb2 as api
 from ctrport.model.workload import Key
 from ctrport.network import leases, netns, networks
@@ -215,8 +217,15 @@ class ContractSite:
         self._wait(self._call(lambda: self.containerd.delete(Key("test", name))))
 
     def sync(self) -> None:
-        """Have a full pass made."""
-        self.cli("sync", check=True)
+        """Have the watcher make a full pass, as `ctrport sync` does but without a process for it."""
+        settings = Settings(address=self.address, root=self.cli.root, state=self.cli.state)
+
+        async def ask_watcher() -> None:
+            async with control.connect(settings) as link:
+                assert link is not None, f"no watcher: {self.watcher.log}"
+                await link.call("resync")
+
+        self._wait(ask_watcher())
 
     def later_addresses(self, verb: str) -> None:
         """Add or delete the addresses that the host has since after the publish."""
@@ -226,7 +235,7 @@ class ContractSite:
         )
 
     def bridged_frames_pass_ip_hooks(self, value: int) -> None:
-        """Say whether bridged frames pass the IP hooks (br_netfilter); isolation follows at the next pass."""
+        """Say whether bridged frames pass the IP hooks (br_netfilter); isolation follows at a full pass."""
         for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
             assert self.host.sysctl(f"net/bridge/{name}", value) == str(value)
 
