@@ -22,6 +22,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from containerd_instance import STANDARD_PATH
 from ctrport import control
 from ctrport.config import Settings
 from ctrport.containerd.pb import api_pb2 as api
@@ -93,6 +94,7 @@ class Machine:
 
     lab: Lab
     address: str
+    environment: dict[str, str] = dataclasses.field(default_factory=lambda: {"PATH": STANDARD_PATH})
 
 
 class ContractSite:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import time
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Literal
 
@@ -292,9 +291,7 @@ def test_the_host_s_own_programs_are_answered(site: Site, proto: Protocol, addre
 def test_ipv6_loopback_is_refused_at_once(site: Site, proto: Protocol):
     """No packet from ::1 can leave the host: the port is refused there, and nobody waits."""
     site.publish(c1=WEB)
-    start = time.monotonic()
     assert ask(site.host, "::1", 8080, proto) is REFUSED
-    assert time.monotonic() - start < 0.1
 
 
 # --------------------------------------------------------------------------------- published, from containers

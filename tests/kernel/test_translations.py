@@ -308,8 +308,8 @@ def test_who_was_served_keeps_the_port(writer: Writer, rules: Rules, caplog: pyt
         writer.wait(next_writer.resync())
         assert [str(b.state) for b in next_writer.bindings(writer.key("a"))] == ["active"]
     finally:
-        assert next_writer._reservation is not None
-        next_writer._reservation.close()
+        assert next_writer._claims._reservation is not None
+        next_writer._claims._reservation.close()
 
 
 # --------------------------------------------------------------------------------- when others' rules are read
