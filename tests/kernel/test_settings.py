@@ -458,6 +458,15 @@ def test_trouble_with_the_file_is_told_once_and_stops_nothing(
     assert told() == [first]
 
 
+def test_the_machine_s_file_has_the_machine_s_settings_alone(quiet: Lab, tmp_path: Path):
+    """A writer that is made in one namespace and at work in another says nothing of the second in the first."""
+    config = Config(sysctl_directory=tmp_path / "sysctl.d")
+    host = needs.HostSettings(Settings(state=tmp_path / "state", config=config))
+    quiet.host.call(lambda: host.ensure(BRIDGE, ipv6=True))
+    assert quiet.host.sysctl("net.ipv4.ip_forward") == "1"
+    assert not (tmp_path / "sysctl.d").exists()
+
+
 UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "ctrport.service"
 WHERE = """\
 import sys

@@ -90,16 +90,17 @@ class HostSettings:
     def __init__(self, settings: Settings) -> None:
         self.trouble: tuple[str, ...] = ()  # what could not be set by the last pass, with what mends it
         self._state = settings.state
-        self._directory = sysctl_file.place(settings.config)
+        self._config = settings.config
 
     def ensure(self, links: Links, *, ipv6: bool) -> None:
         """Set what is needed and keep it from `sysctl --system`; what cannot be done is told once."""
         settings = wanted(links, ipv6=ipv6, changed=sysctl.changed(self._state))
         failures = _set_all(self._state, settings)
-        if self._directory is not None:
+        # Asked now: what counts is the namespace of the thread that has just set them.
+        if (directory := sysctl_file.place(self._config)) is not None:
             lines = [(setting.name, setting.value, setting.why) for setting in settings]
             try:
-                sysctl_file.write(self._directory, lines)
+                sysctl_file.write(directory, lines)
             except HostError as error:
                 failures.append(error)
         told, self.trouble = self.trouble, tuple(f"{e.message}; mend it with: {e.hint}" for e in failures)
