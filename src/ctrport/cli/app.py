@@ -10,7 +10,7 @@ import typer
 
 from ctrport import __version__, log
 from ctrport import config as configuration
-from ctrport.cli import containers, maintenance, networks, run
+from ctrport.cli import containers, doctor, maintenance, networks, run
 from ctrport.config import Settings
 from ctrport.run.names import check_identifier
 
@@ -34,6 +34,7 @@ app.command("stop")(containers.stop)
 app.command("rm")(containers.rm)
 app.add_typer(networks.app, name="network")
 app.command("flush")(maintenance.flush)
+app.command("doctor")(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:
