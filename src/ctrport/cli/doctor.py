@@ -67,7 +67,9 @@ def _show(findings: Iterable[Finding], format_: Format) -> None:
     if format_ is Format.JSON:
         print_json(findings=[finding.to_json() for finding in findings])
     else:
-        print_lines([line for f in findings for line in _text(f)] or ["nothing stands in the way of published ports"])
+        print_lines(
+            [line for f in findings for line in _text(f)] or ["nothing stands in the way of published ports"]
+        )
 
 
 def _show_journey(path: Journey, format_: Format) -> None:

@@ -1,4 +1,4 @@
-"""All checks of a host, in turn; a check that cannot be made is a finding, and the next one is made all the same."""
+"""All checks of a host, in turn; one that cannot be made is a finding, and the next is made all the same."""
 
 from __future__ import annotations
 

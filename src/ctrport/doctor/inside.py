@@ -1,7 +1,7 @@
 """Who listens inside a container, read from /proc/PID/net without entering its namespace. The parser is pure.
 
-The kernel prints addresses as 32-bit words in the machine's own byte order (little-endian here). Of a [::] socket it
-does not say whether it takes IPv4 as well: most do.
+The kernel prints addresses as 32-bit words in the machine's own byte order (little-endian here). Of a [::] socket
+it does not say whether it takes IPv4 as well: most do.
 """
 
 from __future__ import annotations

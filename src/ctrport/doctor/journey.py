@@ -34,9 +34,7 @@ class Target:
         port = binding.host_port == self.port or (binding.host_port is None and low <= self.port <= high)
         wild = is_wildcard(self.host_ip) or is_wildcard(mapping.host_ip)
         family = not self.host_ip or not mapping.host_ip or self.host_ip.version == mapping.host_ip.version
-        return (
-            port and mapping.protocol is self.protocol and family and (wild or self.host_ip == mapping.host_ip)
-        )
+        return port and mapping.protocol is self.protocol and family and (wild or self.host_ip == mapping.host_ip)
 
 
 def parse(text: str) -> Target:

@@ -30,7 +30,11 @@ def check(survey: Survey) -> Iterator[Finding]:
                 code=Code.BAD_ANNOTATION,
                 severity=Severity.SERIOUS,
                 what=f"container {key} asks for a port that it does not get: {problem}",
-                fix=(shlex.join(["ctr", "-a", survey.settings.address, "-n", key.namespace, "containers", "info", key.id]),),
+                fix=(
+                    shlex.join(
+                        ["ctr", "-a", survey.settings.address, "-n", key.namespace, "containers", "info", key.id]
+                    ),
+                ),
             )
     found = {listener: binding for binding in survey.active for listener in _behind(survey, binding)}
     names = facts.named(found)
@@ -48,10 +52,11 @@ def check(survey: Survey) -> Iterator[Finding]:
 def unserved(binding: Binding) -> Finding:
     """Say why a mapping waits or is refused."""
     waits = binding.state is State.WAITING
+    verb = "waits" if waits else "is refused"
     return Finding(
         code=Code.PORT_CONFLICT if waits else Code.PORT_REFUSED,
         severity=Severity.SERIOUS,
-        what=f"{binding.mapping} of container {binding.owner} {'waits' if waits else 'is refused'}: {binding.reason}",
+        what=f"{binding.mapping} of container {binding.owner} {verb}: {binding.reason}",
         fix=_way_out(binding),
     )
 

@@ -40,12 +40,20 @@ def check(survey: Survey) -> Iterator[Finding]:
 def _wrong(survey: Survey) -> Iterator[tuple[str, Finding]]:
     active = survey.active
     if (active or survey.used) and sysctl.read(sysctl.IP_FORWARD) == "0":
-        yield sysctl.IP_FORWARD, _off(
-            Code.IP_FORWARD_OFF, sysctl.IP_FORWARD, "this host does not forward IPv4: published ports time out"
+        yield (
+            sysctl.IP_FORWARD,
+            _off(
+                Code.IP_FORWARD_OFF, sysctl.IP_FORWARD, "this host does not forward IPv4: published ports time out"
+            ),
         )
     if any(b.ipv6 for b in active) and sysctl.read(sysctl.IP6_FORWARDING) == "0":
-        yield sysctl.IP6_FORWARDING, _off(
-            Code.IPV6_FORWARD_OFF, sysctl.IP6_FORWARDING, "this host does not forward IPv6: published ports time out"
+        yield (
+            sysctl.IP6_FORWARDING,
+            _off(
+                Code.IPV6_FORWARD_OFF,
+                sysctl.IP6_FORWARDING,
+                "this host does not forward IPv6: published ports time out",
+            ),
         )
     everywhere = sysctl.read("net/ipv4/conf/all/route_localnet") == "1"
     towards = {survey.routes.interface_towards(b.ipv4) for b in active if b.ipv4}
@@ -64,12 +72,15 @@ def _strict(survey: Survey) -> Iterator[tuple[str, Finding]]:
         name = f"net/ipv4/conf/{interface}/rp_filter"
         values = [sysctl.read("net/ipv4/conf/all/rp_filter") or "0", sysctl.read(name) or "0"]
         if max(values) == STRICT:  # the kernel takes the higher of the two (ip-sysctl.rst)
-            yield name, Finding(
-                code=Code.RP_FILTER_STRICT,
-                severity=Severity.WARNING,
-                what=f"{interface} drops clients whose way back leads through another interface",
-                detail=f"there are default routes by {', '.join(sorted(uplinks))}, and rp_filter is strict (1)",
-                fix=(_command(name, LOOSE),),
+            yield (
+                name,
+                Finding(
+                    code=Code.RP_FILTER_STRICT,
+                    severity=Severity.WARNING,
+                    what=f"{interface} drops clients whose way back leads through another interface",
+                    detail=f"there are default routes by {', '.join(sorted(uplinks))}, and rp_filter is strict (1)",
+                    fix=(_command(name, LOOSE),),
+                ),
             )
 
 

@@ -1,4 +1,4 @@
-"""Our networks beside the host's other interfaces: subnets that somebody else has too, and bridges that are gone."""
+"""Our networks beside the host's other interfaces: subnets that others have too, and bridges that are gone."""
 
 from __future__ import annotations
 

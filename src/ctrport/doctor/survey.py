@@ -1,4 +1,4 @@
-"""What doctor knows of this host: looked at once, before any judgement, and whatever cannot be seen is kept as such.
+"""What doctor knows of this host: looked at once, before any judgement; what cannot be seen is kept as such.
 
 Each source may be missing by itself: without containerd the watcher's last pass is judged, and without both the
 mappings that the kernel serves. Changes nothing.
@@ -125,7 +125,7 @@ def _see_host(found: Survey) -> None:
     except (CtrportError, OSError) as error:
         found.blind.append(Blind("this host's addresses and listeners", _told(error)))
     try:
-        os.listdir(root / "networks")  # else a directory that is closed to us looks like an empty one
+        next((root / "networks").iterdir(), None)  # else a directory that is closed to us looks like an empty one
         found.networks = tuple(networks.load_all(root))
         found.used = frozenset(n.name for n in found.networks if _has_leases(root, n.name))
     except FileNotFoundError:
@@ -183,7 +183,7 @@ def _bindings(entry: dict[str, Any]) -> Iterator[Binding]:
             protocol=Protocol(raw["protocol"]),
             host_ip=host_ip,
             host_port=None if pool else raw["host_port"],
-            host_port_pool=pool,  # type: ignore[arg-type] # two numbers
+            host_port_pool=pool,
         )
         ipv4 = next((a for a in addresses if isinstance(a, IPv4Address)), None)
         ipv6 = next((a for a in addresses if isinstance(a, IPv6Address)), None)

@@ -1,9 +1,10 @@
 """nft's trace of one connection of our own: which rules of whose tables it meets, as the kernel tells.
 
-A table of our own marks the packets of one local port for tracing and decides nothing; it is there for as long as the
-connection is tried. The events are read from netlink: `nft monitor trace` lists the whole ruleset first, does not say
-when it is ready, and prints no JSON. Rules of iptables-legacy do not show. `flags owner`, by which the kernel would
-take the table away by itself, makes libnftables 1.0.6 print garbage to whoever lists tables as JSON meanwhile.
+A table of our own marks the packets of one local port for tracing and decides nothing; it is there for as long as
+the connection is tried. The events are read from netlink: `nft monitor trace` lists the whole ruleset first, does
+not say when it is ready, and prints no JSON. Rules of iptables-legacy do not show. `flags owner`, by which the
+kernel would take the table away by itself, makes libnftables 1.0.6 print garbage to whoever lists tables as JSON
+meanwhile.
 """
 
 from __future__ import annotations
