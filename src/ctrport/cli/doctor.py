@@ -79,9 +79,11 @@ def _show_journey(path: Journey, format_: Format) -> None:
     width = max(len(stage.name) for stage in path.stages)
     lines = []
     for stage in path.stages:
-        lines.append(f"{stage.mark:<7} {stage.name:<{width}}  {stage.what}")
+        told = [finding for finding in stage.findings if finding.what == stage.what]
+        code = f" [{told[0].code}]" if told else ""
+        lines.append(f"{stage.passed:<7} {stage.name:<{width}}  {stage.what}{code}")
         for finding in stage.findings:
-            lines += [f"{INDENT}{line}" for line in _text(finding)]
+            lines += [f"{INDENT}{line}" for line in list(_text(finding))[finding in told :]]
     print_lines([*lines, path.verdict_text()])
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ctrport.doctor.survey import Survey
+    from ctrport.firewall.nft import Nft
     from ctrport.firewall.nftrace import Step
     from ctrport.model.bindings import Binding, IPAddress
 
@@ -31,15 +32,31 @@ TRIED = "from this host"
 class Attempt:
     """What came of asking once."""
 
-    address: IPAddress  # of this host
-    binding: Binding
     outcome: Outcome
     steps: tuple[Step, ...] = ()  # of the trace; none where there was none
 
+    @property
+    def dropped(self) -> Step | None:
+        """The rule or policy of this host that dropped it."""
+        return next((step for step in reversed(self.steps) if step.verdict == DROP), None)
 
-def make(found: Survey, target: Target, serving: list[Binding]) -> list[Attempt]:
-    """Ask once for each mapping and family. Blocks for a second each when nobody answers."""
-    return [_try(found, address, binding) for address, binding in _addresses(found, target, serving)]
+
+def ask(nft: Nft | None, address: IPAddress, port: int, protocol: Protocol) -> Attempt:
+    """Ask at an address, traced if nftables is given and lets us. Blocks for a second when nobody answers."""
+    if nft is not None:
+        with suppress(CtrportError), probe.opened(address, protocol) as made:
+            with nftrace.traced(nft, str(protocol), made.getsockname()[1]) as steps:
+                outcome = probe.knock(made, address, port)
+            return Attempt(outcome=outcome, steps=tuple(steps))
+    return Attempt(outcome=probe.try_port(address, port, protocol))
+
+
+def stages(found: Survey, target: Target, serving: list[Binding], *, fine: bool) -> Iterator[tuple[Stage, Outcome]]:
+    """Ask once for each mapping and family; `fine` says that nothing so far explains a failure."""
+    for address, binding in _addresses(found, target, serving):
+        port, protocol = binding.host_port or 0, binding.mapping.protocol
+        one = ask(found.tracer, address, port, protocol)
+        yield _judged(found, one, f"{socket_text(address, port, protocol)}: {one.outcome}", fine=fine), one.outcome
 
 
 def _addresses(found: Survey, target: Target, serving: list[Binding]) -> Iterator[tuple[IPAddress, Binding]]:
@@ -59,28 +76,15 @@ def _addresses(found: Survey, target: Target, serving: list[Binding]) -> Iterato
                 yield own, binding
 
 
-def _try(found: Survey, address: IPAddress, binding: Binding) -> Attempt:
-    """Ask for the port, traced where the kernel lets us."""
-    protocol, port = binding.mapping.protocol, binding.host_port or 0
-    if found.nft is not None and found.privileged:
-        with suppress(CtrportError), probe.opened(address, protocol) as made:
-            with nftrace.traced(found.nft, str(protocol), made.getsockname()[1]) as steps:
-                outcome = probe.knock(made, address, port)
-            return Attempt(address=address, binding=binding, outcome=outcome, steps=tuple(steps))
-    return Attempt(address=address, binding=binding, outcome=probe.try_port(address, port, protocol))
-
-
-def judge(found: Survey, one: Attempt, *, fine: bool) -> Stage:
-    """Say what an attempt shows; `fine` says that nothing before it explains a failure."""
-    what = f"{socket_text(one.address, one.binding.host_port or 0, one.binding.mapping.protocol)}: {one.outcome}"
+def _judged(found: Survey, one: Attempt, what: str, *, fine: bool) -> Stage:
     ours = [step for step in one.steps if step.table == ruleset.ADDRESS]
     if translated := next((s for s in ours if s.verdict == ACCEPT and s.handle is not None), None):
         what += f"; translated by {translated}"
     if one.outcome in (Outcome.ANSWERED, Outcome.SENT):
         return Stage(name=TRIED, passed=Passed.YES, what=what)
     findings: tuple[Finding, ...] = ()
-    if dropping := next((step for step in reversed(one.steps) if step.verdict == DROP), None):
-        findings = (_dropped(dropping, what),)
+    if one.dropped:
+        findings = (dropped(one.dropped, what),)
     elif not ours and (other := next((s for s in reversed(one.steps) if s.verdict == ACCEPT), None)):
         findings = (_elsewhere(other, what),)
     elif fine:
@@ -88,14 +92,15 @@ def judge(found: Survey, one: Attempt, *, fine: bool) -> Stage:
     return Stage(name=TRIED, passed=Passed.NO, what=what, findings=findings)
 
 
-def _dropped(step: Step, what: str) -> Finding:
+def dropped(step: Step, what: str) -> Finding:
+    """Say which rule of this host drops what its own programs send."""
     mend = f"nft delete rule {step.table} {step.chain} handle {step.handle}"
     if step.handle is None:
         mend = f"nft 'chain {step.table} {step.chain} {{ policy accept; }}'"
     return Finding(
         code=Code.HOST_DROP,
         severity=Severity.SERIOUS,
-        what=f"packets of this host's own programs are dropped by {step}",
+        what=f"{step} drops what this host's own programs send",
         detail=what,
         fix=(f"nft -a list chain {step.table} {step.chain}", mend),
     )
@@ -105,7 +110,7 @@ def _elsewhere(step: Step, what: str) -> Finding:
     return Finding(
         code=Code.OTHER_TRANSLATION,
         severity=Severity.SERIOUS,
-        what=f"somebody else takes the packets before our rules see them: {step}",
+        what=f"{step} takes the packets before our rules see them",
         detail=what,
         fix=(
             f"nft -a list chain {step.table} {step.chain}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from ctrport.doctor import inside, probe
+from ctrport.doctor import attempt, inside
 from ctrport.doctor.finding import Code, Finding, Severity
 from ctrport.doctor.journey import Outcome, Passed, Stage
 from ctrport.model.ports import Protocol
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ctrport.doctor.inside import Open
+    from ctrport.firewall.nft import Nft
     from ctrport.model.bindings import Binding
     from ctrport.model.workload import Key, Task
 
@@ -38,22 +39,30 @@ def not_running(key: Key, task: Task | None, address: str) -> Finding | None:
     )
 
 
-def stages(task: Task, serving: Iterable[Binding]) -> Iterator[Stage]:
+def stages(task: Task, serving: Iterable[Binding], nft: Nft | None) -> Iterator[Stage]:
     """Follow a packet within the container that runs."""
     targets = {(b.mapping.container_port, a): b for b in serving for a in (b.ipv4, b.ipv6) if a is not None}
     bindings = list(dict.fromkeys(targets.values()))
+    listens = True
     for port in dict.fromkeys(port for port, _ in targets):
-        yield _listening(task, [b for b in bindings if b.mapping.container_port == port])
+        stage = _listening(task, [b for b in bindings if b.mapping.container_port == port])
+        listens &= stage.passed is not Passed.NO
+        yield stage
     for (port, address), binding in targets.items():
-        if binding.mapping.protocol is Protocol.SCTP:
+        protocol = binding.mapping.protocol
+        if protocol is Protocol.SCTP:
             continue
-        outcome = probe.try_port(address, port, binding.mapping.protocol)
-        where = f"{address} port {port}, asked directly from this host"
-        if outcome in (Outcome.ANSWERED, Outcome.SENT):
-            said = "answers" if outcome is Outcome.ANSWERED else "does not refuse (UDP says no more)"
-            yield Stage(name=ANSWERS, passed=Passed.YES, what=f"{where}: {said}")
-        else:
-            yield _silent(task, binding, address.version, where, outcome)
+        one = attempt.ask(nft, address, port, protocol)
+        said = {Outcome.ANSWERED: "answers", Outcome.SENT: "does not refuse (UDP says no more)"}
+        what = f"{address} port {port}, asked directly from this host: {said.get(one.outcome, one.outcome)}"
+        findings: tuple[Finding, ...] = ()
+        if one.dropped:
+            findings = (attempt.dropped(one.dropped, what),)
+        elif one.outcome not in said and listens:
+            findings = (_silent(task, binding, what),)
+        yield Stage(
+            name=ANSWERS, passed=Passed.YES if one.outcome in said else Passed.NO, what=what, findings=findings
+        )
 
 
 def _listening(task: Task, bindings: list[Binding]) -> Stage:
@@ -116,12 +125,11 @@ def _one_family(owner: Key, wanted: str, family: int) -> Finding:
     )
 
 
-def _silent(task: Task, binding: Binding, family: int, where: str, outcome: Outcome) -> Stage:
-    finding = Finding(
+def _silent(task: Task, binding: Binding, what: str) -> Finding:
+    return Finding(
         code=Code.CONTAINER_NO_ANSWER,
         severity=Severity.SERIOUS,
-        what=f"container {binding.owner} does not answer over IPv{family}: {where}: {outcome}",
+        what=f"container {binding.owner} does not answer: {what}",
         detail="a firewall of its own, perhaps: what drops in its network namespace is not this host's",
         fix=(f"nsenter --net=/proc/{task.pid}/ns/net nft list ruleset",),
     )
-    return Stage(name=ANSWERS, passed=Passed.NO, what=finding.what, findings=(finding,))

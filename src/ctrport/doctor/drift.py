@@ -32,7 +32,7 @@ def check(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             code=Code.DRIFT,
             severity=Severity.SERIOUS,
-            what=f"the kernel's table {ruleset.ADDRESS} differs from what should be in {len(lines)} places",
+            what=f"the kernel's table {ruleset.ADDRESS} is not what it should be: {len(lines)} differences",
             detail="\n".join([*lines[:SHOWN], *more]),
             fix=("ctrport sync",),
         )

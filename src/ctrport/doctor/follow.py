@@ -40,7 +40,8 @@ async def follow(wanted: Settings, target: Target) -> Journey:
     serving = [b for b in mine if b.state is State.ACTIVE]
     stages = [await asyncio.to_thread(_listeners, found, target)]
     if not serving:
-        return await asyncio.to_thread(_unserved, found, target, mine, stages)
+        findings = [mappings.unserved(b) for b in mine] or await _stopped(found, target)
+        return await asyncio.to_thread(_unserved, found, target, findings or [_unpublished(found, target)], stages)
     stages.append(_mapping(serving, mine))
     stages.append(_elements(found, serving))
     stages.append(await asyncio.to_thread(_forwarding, found))
@@ -49,11 +50,11 @@ async def follow(wanted: Settings, target: Target) -> Journey:
         stages.append(stage)
         if task is not None and stage.passed is Passed.YES:
             own = [b for b in serving if b.owner == key]
-            stages += await asyncio.to_thread(list, container.stages(task, own))
-    tries = await asyncio.to_thread(attempt.make, found, target, serving)
+            stages += await asyncio.to_thread(list, container.stages(task, own, found.tracer))
     fine = all(stage.passed is not Passed.NO or stage.name == FORWARD for stage in stages)
-    stages += [attempt.judge(found, one, fine=fine) for one in tries]
-    return _concluded(target, stages, serving, [one.outcome for one in tries])
+    tries = await asyncio.to_thread(lambda: list(attempt.stages(found, target, serving, fine=fine)))
+    stages += [stage for stage, _ in tries]
+    return _concluded(target, stages, serving, [outcome for _, outcome in tries])
 
 
 def _listeners(found: Survey, target: Target) -> Stage:
@@ -64,30 +65,28 @@ def _listeners(found: Survey, target: Target) -> Stage:
     return Stage(name=HOST, passed=Passed.YES, what=f"listening: {', '.join(lines)}" if lines else what)
 
 
-def _unserved(found: Survey, target: Target, mine: list[Binding], stages: list[Stage]) -> Journey:
-    """End the way where no mapping serves the port: tell who waits, who is stopped, and who answers instead."""
-    findings = (
-        [mappings.unserved(b) for b in mine] or list(_stopped(found, target)) or [_unpublished(found, target)]
-    )
+def _unserved(found: Survey, target: Target, findings: list[Finding], stages: list[Stage]) -> Journey:
+    """End the way where no mapping serves the port: tell why, and who answers instead."""
     stages.append(Stage(name=MAPPING, passed=Passed.NO, what=findings[0].what, findings=tuple(findings)))
     address = target.host_ip if target.host_ip and not target.host_ip.is_unspecified else LOOPBACK4
     outcome = None if target.protocol is Protocol.SCTP else probe.try_port(address, target.port, target.protocol)
-    listening = stages[0].what.startswith("listening")
-    by = "a program of this host" if listening else "this host, where nobody listens"
+    there = [x for x in found.host.listeners if (x.port, x.protocol) == (target.port, target.protocol)]
+    by = "a program of this host" if there else "this host, where nobody listens"
     return Journey(target=target, stages=tuple(stages), outcome=outcome, by=by)
 
 
-def _stopped(found: Survey, target: Target) -> Iterator[Finding]:
+async def _stopped(found: Survey, target: Target) -> list[Finding]:
     """Give the containers that ask for the port and do not run."""
+    findings = []
     workloads = found.look.reconciler.snapshot.workloads if found.look else {}
     for key, workload in workloads.items():
-        asked = (
+        asked = [
             Binding(owner=key, mapping=m, host_port=m.host_port, state=State.WAITING) for m in workload.requests
-        )
-        if workload.endpoint is None and any(target.takes(b) for b in asked):
-            finding = container.not_running(key, None, found.settings.address)
-            if finding is not None:
-                yield finding
+        ]
+        if workload.endpoint is None and any(target.takes(binding) for binding in asked):
+            _, stage = await _task(found.settings, key)
+            findings += stage.findings
+    return findings
 
 
 def _unpublished(found: Survey, target: Target) -> Finding:
@@ -119,10 +118,10 @@ def _ipv6_loopback(target: Target) -> Journey:
 
 
 def _mapping(serving: list[Binding], mine: list[Binding]) -> Stage:
-    texts = [
-        f"{socket_text(b.mapping.host_ip, b.host_port or 0, b.mapping.protocol)} -> container {b.owner} port {b.mapping.container_port}"
-        for b in serving
-    ]
+    texts = []
+    for binding in serving:
+        place = socket_text(binding.mapping.host_ip, binding.host_port or 0, binding.mapping.protocol)
+        texts.append(f"{place} -> container {binding.owner} port {binding.mapping.container_port}")
     texts += [f"{b.owner} {b.state}: {b.reason}" for b in mine if b not in serving]
     return Stage(name=MAPPING, passed=Passed.YES, what="; ".join(texts))
 
@@ -174,15 +173,20 @@ async def _task(wanted: Settings, key: Key) -> tuple[Task | None, Stage]:
 
 
 def _concluded(target: Target, stages: list[Stage], serving: list[Binding], outcomes: list[Outcome]) -> Journey:
-    """Say how it ends, and by whom."""
+    """Say how it ends for this host's own programs, by whom, and what stops others."""
     worst = next((o for o in outcomes if o not in (Outcome.ANSWERED, Outcome.SENT)), None)
     outcome = worst or (outcomes[0] if outcomes else None)
-    failed = next((stage for stage in stages if stage.passed is Passed.NO), None)
-    who = ", ".join(dict.fromkeys(f"container {b.owner}" for b in serving))
-    if worst is None and failed is not None and failed.name == FORWARD:
-        who = f"{who} when this host asks, and not when others do: {failed.what}"
-    elif failed is not None:
-        # The trace knows better who it was than the first stage that is not as it should be.
-        told = [finding.what for stage in stages for finding in stage.findings if finding.code is Code.HOST_DROP]
-        who = (told or [failed.what])[0]
-    return Journey(target=target, stages=tuple(stages), outcome=outcome, by=who)
+    by = ", ".join(dict.fromkeys(f"container {b.owner}" for b in serving))
+    if worst is not None and any(s.name == RULES and s.passed is Passed.NO for s in stages):
+        by = "this host: its rules lead nowhere"
+    # The trace knows who it was.
+    tried = [finding for stage in stages if stage.name == attempt.TRIED for finding in stage.findings]
+    told = [finding.what for finding in tried if finding.code in (Code.HOST_DROP, Code.OTHER_TRANSLATION)]
+    stopped = [stage.what for stage in stages if stage.name == FORWARD and stage.passed is Passed.NO]
+    return Journey(
+        target=target,
+        stages=tuple(stages),
+        outcome=outcome,
+        by=told[0] if told else by,
+        others="; ".join(stopped),
+    )

@@ -77,10 +77,6 @@ class Stage:
     what: str
     findings: tuple[Finding, ...] = ()
 
-    @property
-    def mark(self) -> str:
-        return str(self.passed)
-
     def to_json(self) -> dict[str, Any]:
         return {
             "stage": self.name,
@@ -98,6 +94,7 @@ class Journey:
     stages: tuple[Stage, ...]
     outcome: Outcome | None  # as tried from this host; None: not tried
     by: str = ""  # who answers, refuses or drops
+    others: str = ""  # what stops packets of other machines on their way through
 
     @property
     def failure(self) -> Stage | None:
@@ -106,13 +103,16 @@ class Journey:
 
     @property
     def answered(self) -> bool:
-        return self.failure is None and self.outcome in (Outcome.ANSWERED, Outcome.SENT)
+        """Whether all is as it should be, as far as can be seen: SCTP is not tried."""
+        tried = self.outcome in (Outcome.ANSWERED, Outcome.SENT) or self.target.protocol is Protocol.SCTP
+        return tried and self.failure is None
 
     def verdict_text(self) -> str:
         """Give the last line: what becomes of a packet to the port, and by whom."""
-        end = f"{self.outcome or 'not tried'} by {self.by}" if self.by else str(self.outcome or "not tried")
-        failed = f"; fails first at: {self.failure.name}" if self.failure else ""
-        return f"{self.target}: {end}{failed}"
+        end = f"{self.target}: {self.outcome or 'not tried'}" + (f" by {self.by}" if self.by else "")
+        if self.others:
+            end += f"; for other machines dropped: {self.others}"
+        return f"{end}; fails first at: {self.failure.name}" if self.failure else end
 
     def to_json(self) -> dict[str, Any]:
         """Give it as plain JSON."""
@@ -123,6 +123,7 @@ class Journey:
             "stages": [stage.to_json() for stage in self.stages],
             "verdict": str(self.outcome) if self.outcome else None,
             "by": self.by,
+            "others": self.others,
             "fails_at": self.failure.name if self.failure else None,
             "answered": self.answered,
         }

@@ -41,14 +41,7 @@ FEATURES = {
 
 def check(survey: Survey) -> Iterator[Finding]:
     """Say what kernel and nftables lack."""
-    release = os.uname().release
-    if _numbers(release)[:2] < OLDEST_KERNEL:
-        yield Finding(
-            code=Code.KERNEL_TOO_OLD,
-            severity=Severity.SERIOUS,
-            what=f"Linux {release} is older than {'.'.join(map(str, OLDEST_KERNEL))}, which the rules need",
-            fix=("# start a newer kernel",),
-        )
+    yield from too_old(os.uname().release)
     if survey.nft is not None:
         yield from missing(survey.nft.refusal)
     elif survey.nft_error is not None and survey.privileged:
@@ -61,7 +54,24 @@ def check(survey: Survey) -> Iterator[Finding]:
         )
     if survey.privileged:
         yield from _flows()
-    if programs.there("nft") and _numbers(version := programs.run("nft", "--version")) < OLDEST_NFT:
+    if programs.there("nft"):
+        yield from untried(programs.run("nft", "--version"))
+
+
+def too_old(release: str) -> Iterator[Finding]:
+    """Judge a kernel by its release."""
+    if _numbers(release)[:2] < OLDEST_KERNEL:
+        yield Finding(
+            code=Code.KERNEL_TOO_OLD,
+            severity=Severity.SERIOUS,
+            what=f"Linux {release} is older than {'.'.join(map(str, OLDEST_KERNEL))}, which the rules need",
+            fix=("# start a newer kernel",),
+        )
+
+
+def untried(version: str) -> Iterator[Finding]:
+    """Judge nftables by what `nft --version` prints."""
+    if _numbers(version) < OLDEST_NFT:
         yield Finding(
             code=Code.NFTABLES_OLD,
             severity=Severity.WARNING,

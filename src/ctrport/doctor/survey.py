@@ -68,6 +68,11 @@ class Survey:
     privileged: bool = True
 
     @property
+    def tracer(self) -> LibNft | None:
+        """The nftables to trace packets with."""
+        return self.nft if self.privileged and self.nft_error is None else None
+
+    @property
     def active(self) -> list[Binding]:
         """Mappings that are to be served."""
         return [b for b in self.bindings if b.state is State.ACTIVE]

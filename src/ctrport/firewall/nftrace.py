@@ -86,6 +86,8 @@ def read(kind: int, data: bytes) -> Step | None:
         return None
     if event == BY_POLICY:
         return Step(where, chain, None, _U32.unpack(found[POLICY])[0])
+    if HANDLE not in found:  # the end of a chain without a policy
+        return None
     verdict = dict(attributes(found.get(VERDICT, b"")))
     return Step(where, chain, _U64.unpack(found[HANDLE])[0], _I32.unpack(verdict[VERDICT_CODE])[0])
 
