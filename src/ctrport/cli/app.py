@@ -53,11 +53,20 @@ def options(
         str, typer.Option("--namespace", "-n", envvar="CONTAINERD_NAMESPACE", help="containerd's namespace.")
     ] = configuration.DEFAULT_NAMESPACE,
     root: Annotated[
-        Path, typer.Option("--root", envvar="CTRPORT_ROOT", help="Networks, leases and containers' files.")
+        Path,
+        typer.Option(
+            "--root", envvar="CTRPORT_ROOT", readable=False, help="Networks, leases and containers' files."
+        ),
     ] = configuration.DEFAULT_ROOT,
     state: Annotated[
         Path,
-        typer.Option("--state", envvar="CTRPORT_STATE", help="Lock, control socket, what a reboot may forget."),
+        typer.Option(
+            # Not asked whether it is readable: doctor tells other users what they cannot see.
+            "--state",
+            envvar="CTRPORT_STATE",
+            readable=False,
+            help="Lock, control socket, what a reboot may forget.",
+        ),
     ] = configuration.DEFAULT_STATE,
     config: Annotated[
         Path | None,

@@ -22,8 +22,6 @@ from ctrport.model.bindings import Binding, State, socket_text
 from ctrport.model.ports import Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ctrport.config import Settings
     from ctrport.doctor.survey import Survey
     from ctrport.model.workload import Key, Task
@@ -77,7 +75,7 @@ def _unserved(found: Survey, target: Target, findings: list[Finding], stages: li
 
 async def _stopped(found: Survey, target: Target) -> list[Finding]:
     """Give the containers that ask for the port and do not run."""
-    findings = []
+    findings: list[Finding] = []
     workloads = found.look.reconciler.snapshot.workloads if found.look else {}
     for key, workload in workloads.items():
         asked = [

@@ -24,26 +24,29 @@ def check(survey: Survey) -> Iterator[Finding]:
     if survey.settings.config.reserve_ports and survey.watcher.pid:
         limit = open_files(survey.watcher.pid)
         needed = len({place for b in survey.active for place in places(b)}) + OTHER_FILES
-        if limit is not None and limit < needed:
+        if limit is not None and limit[0] < needed:
+            most = limit[1] if limit[1] >= needed else OPEN_FILES  # beyond the hard limit it takes CAP_SYS_RESOURCE
             yield Finding(
                 code=Code.OPEN_FILES_LIMIT,
                 severity=Severity.WARNING,
-                what=f"the watcher may open {limit} files and needs about {needed}: it cannot hold every published "
-                "port against other programs",
-                fix=(f"prlimit --pid {survey.watcher.pid} --nofile={OPEN_FILES}:{OPEN_FILES}", "ctrport sync"),
+                what=f"the watcher may open {limit[0]} files and needs about {needed} to hold every published port",
+                detail="it cannot keep other programs off all of them",
+                fix=(f"prlimit --pid {survey.watcher.pid} --nofile={most}:{most}", "ctrport sync"),
             )
     yield from connections(
         sysctl.read("net/netfilter/nf_conntrack_count"), sysctl.read("net/netfilter/nf_conntrack_max")
     )
 
 
-def open_files(pid: int) -> int | None:
-    """Give how many files a process may have open; None when that cannot be seen."""
+def open_files(pid: int) -> tuple[int, int] | None:
+    """Give how many files a process may have open, the soft limit and the hard; None when they cannot be seen."""
     try:
-        found = re.search(r"^Max open files +(\d+)", Path(f"/proc/{pid}/limits").read_text("ascii"), re.MULTILINE)
+        found = re.search(
+            r"^Max open files +(\d+) +(\d+)", Path(f"/proc/{pid}/limits").read_text("ascii"), re.MULTILINE
+        )
     except OSError:
         return None
-    return int(found[1]) if found else None
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def connections(count: str | None, most: str | None) -> Iterator[Finding]:
