@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,16 @@ def test_a_port_that_answers(ctrport: Cli, patient: Patient, lab: Lab, web: str)
 def test_a_udp_port(ctrport: Cli, patient: Patient, watcher: Watcher):
     """UDP says nothing by itself: what is not refused counts, and what nobody listens on is refused."""
     assert watcher.running
-    with ctrport.container("-p", "5353:53/udp", "-p", "5354:54/udp", command=("dnsd", "-c", "/etc/hosts")):
-        said = patient.doctor("5353/udp")
-        assert (said["code"], said["verdict"]) == (0, "sent")
+    with ctrport.container("-p", "5353:53/udp", "-p", "5354:54/udp") as name:
+
+        def listen() -> socket.socket:
+            made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            made.bind(("::", 53))
+            return made
+
+        with ctrport.inside(name).call(listen):
+            said = patient.doctor("5353/udp")
+            assert (said["code"], said["verdict"]) == (0, "sent")
         said = patient.doctor("5354/udp")
         assert failing(said)["code"] == "container-not-listening"
         assert said["verdict"] == "refused"
@@ -220,7 +228,7 @@ def test_a_drop_on_the_way_through(patient: Patient, lab: Lab, web: str):
     ids=["rule of iptables", "policy of nftables"],
 )
 def test_a_drop_on_the_way_out(patient: Patient, web: str, rules: str):
-    """The trace of nft names the rule or policy that drops what the host's own programs send; the command ends it."""
+    """The trace of nft names the rule or policy that drops what the host itself sends; its command ends it."""
     assert web
     patient.shell(rules)
     said = patient.doctor("127.0.0.1:8080")

@@ -37,7 +37,7 @@ def check(survey: Survey) -> Iterator[Finding]:
 
 
 def _collide(subnet: IPv4Network | IPv6Network, route: Route) -> bool:
-    # A default route collides with nothing. The IPv6 table has addresses of the host in it as routes.
+    # A default route collides with nothing.
     return (
         subnet.version == route.network.version and bool(route.network.prefixlen) and subnet.overlaps(route.network)
     )
