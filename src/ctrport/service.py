@@ -136,7 +136,11 @@ class Service:
         """Give the mappings of one container or of all, as of the last pass."""
         reconciler = self._reconciler
         keys = [Key(*container)] if container else sorted(reconciler.snapshot.workloads)
-        return {"containers": [self._container(key) for key in keys], "last_resync": self.last_resync}
+        return {
+            "containers": [self._container(key) for key in keys],
+            "last_resync": self.last_resync,
+            "uncertain": [list(key) for key in sorted(self.uncertain())],
+        }
 
     @property
     def _trouble(self) -> list[str]:

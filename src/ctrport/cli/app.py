@@ -10,7 +10,7 @@ import typer
 
 from ctrport import __version__, log
 from ctrport import config as configuration
-from ctrport.cli import containers, maintenance, networks, run
+from ctrport.cli import containers, doctor, maintenance, networks, run
 from ctrport.config import Settings
 from ctrport.run.names import check_identifier
 
@@ -34,6 +34,7 @@ app.command("stop")(containers.stop)
 app.command("rm")(containers.rm)
 app.add_typer(networks.app, name="network")
 app.command("flush")(maintenance.flush)
+app.command("doctor")(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,11 +53,20 @@ def options(
         str, typer.Option("--namespace", "-n", envvar="CONTAINERD_NAMESPACE", help="containerd's namespace.")
     ] = configuration.DEFAULT_NAMESPACE,
     root: Annotated[
-        Path, typer.Option("--root", envvar="CTRPORT_ROOT", help="Networks, leases and containers' files.")
+        Path,
+        typer.Option(
+            "--root", envvar="CTRPORT_ROOT", readable=False, help="Networks, leases and containers' files."
+        ),
     ] = configuration.DEFAULT_ROOT,
     state: Annotated[
         Path,
-        typer.Option("--state", envvar="CTRPORT_STATE", help="Lock, control socket, what a reboot may forget."),
+        typer.Option(
+            # Not asked whether it is readable: doctor tells other users what they cannot see.
+            "--state",
+            envvar="CTRPORT_STATE",
+            readable=False,
+            help="Lock, control socket, what a reboot may forget.",
+        ),
     ] = configuration.DEFAULT_STATE,
     config: Annotated[
         Path | None,
