@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from ctrport import claims, journal
 from ctrport.errors import ContainerdError, KernelError, NotFoundError
-from ctrport.firewall import conntrack, record, ruleset
+from ctrport.firewall import conntrack, record, ruleset, update
 from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.ruleset import Links
-from ctrport.firewall.table import Transaction, difference
+from ctrport.firewall.table import difference
 from ctrport.host import facts, sysctl
-from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, read_workload
+from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asked, read_workload
 from ctrport.model.ledger import Ledger
 from ctrport.model.workload import Endpoint, Key, Status
 from ctrport.network import networks, proc
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
-    from ctrport.firewall.table import Element, Elements, Listing, Table
+    from ctrport.firewall.table import Elements, Listing, Table, Transaction
     from ctrport.host.reservation import Reservation
     from ctrport.model.bindings import Binding, Change, Incumbent
     from ctrport.model.workload import Container, Task, Workload
@@ -79,7 +79,7 @@ class Reconciler:
         listing = await asyncio.to_thread(self._nft.listing)
         host = await asyncio.to_thread(facts.read)
         if self.ledger is None:
-            self.ledger = Ledger(host, _incumbents(listing))
+            self.ledger = Ledger(host, _incumbents(listing), self.settings.config.policy)
         else:
             self.ledger.set_host(host)
         self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
@@ -122,7 +122,7 @@ class Reconciler:
         links = self._links()
         sysctl.ensure_for(self.settings.state, links.every, ipv6=self._serves_ipv6())
         await asyncio.to_thread(self._firewalls.ensure_once, links)
-        await self._commit(self._difference(changes, links))
+        await self._commit(update.of_changes(self._elements, changes, links))
         self._believed = True
         journal.log_changes(changes)
         return changes
@@ -131,19 +131,34 @@ class Reconciler:
         """Give what became of a container's requests."""
         return self.ledger.bindings(key) if self.ledger else ()
 
+    def configure(self, settings: Settings) -> None:
+        """Take other settings; the full pass that must follow brings everything to them."""
+        self.settings = settings
+        self._firewalls = Firewalls(settings.config)
+        self._believed = False
+        if self.ledger is not None:
+            self.ledger.set_policy(settings.config.policy)
+
+    def _concerns(self, container: Container) -> bool:
+        """Whether a container asks for ports, or is ours to remove."""
+        specs = asked(container, trust_labels=self.settings.config.policy.trust_labels)
+        return bool(specs) or _is_auto_remove(container)
+
     async def _read_all(self) -> None:
         self._internal = self._links().internal
         seen: set[Key] = set()
+        concerning: set[Key] = set()
         for namespace in await self._client.namespaces():
             if namespace in FOREIGN_NAMESPACES:
                 continue
             containers = await self._client.containers(namespace)
             seen.update(c.key for c in containers)
-            asking = [c for c in containers if asks(c.annotations) or _is_auto_remove(c)]
+            asking = [c for c in containers if self._concerns(c)]
+            concerning.update(c.key for c in asking)
             tasks = await self._client.tasks(namespace) if asking else {}
             for container in asking:
                 await self._note(container, tasks.get(container.key.id))
-        for key in [k for k in self.snapshot.workloads if k not in seen]:
+        for key in [k for k in self.snapshot.workloads if k not in concerning]:
             del self.snapshot.workloads[key]
         self.snapshot.known = seen
 
@@ -156,7 +171,7 @@ class Reconciler:
             self.snapshot.known.discard(key)
             return
         self.snapshot.known.add(key)
-        if asks(container.annotations) or _is_auto_remove(container):
+        if self._concerns(container):
             await self._note(container, await self._client.task(key))
         else:
             self.snapshot.workloads.pop(key, None)
@@ -182,7 +197,9 @@ class Reconciler:
         if exited and _is_auto_remove(container) and key not in self.reserved:
             self.snapshot.exited_for_good.add(key)
         self.snapshot.workloads.pop(key, None)
-        if (workload := read_workload(container, endpoint, internal=self._internal)) is not None:
+        trust_labels = self.settings.config.policy.trust_labels
+        workload = read_workload(container, endpoint, internal=self._internal, trust_labels=trust_labels)
+        if workload is not None:
             self.snapshot.workloads[key] = workload
             if before is None or before.problems != workload.problems:
                 for problem in workload.problems:
@@ -237,28 +254,6 @@ class Reconciler:
 
     def _serves_ipv6(self) -> bool:
         return any(self._elements[name] for name in ruleset.IPV6_MAPS)
-
-    def _difference(self, changes: list[Change], links: Links) -> Transaction:
-        """Give the element changes of a few bindings, and take them into what the kernel is to hold."""
-        touched: dict[tuple[str, str], Element | None] = {}
-        for change in changes:
-            touched |= {(name, e.key): None for name, e in ruleset.binding_elements(change.old)}
-        for change in changes:
-            touched |= {(name, e.key): e for name, e in ruleset.binding_elements(change.new)}
-        for name, elements in links.elements().items():
-            touched |= {(name, key): None for key in self._elements[name]}
-            touched |= {(name, key): e for key, e in elements.items()}
-        transaction = Transaction(ruleset.ADDRESS)
-        for (name, key), new in touched.items():
-            old = self._elements[name].pop(key, None)
-            if new is not None:
-                self._elements[name][key] = new
-            if old != new:
-                if old is not None:
-                    transaction.delete(name, old)
-                if new is not None:
-                    transaction.add(name, new)
-        return transaction
 
     async def _commit(self, transaction: Transaction | None) -> None:
         if not transaction:

@@ -7,11 +7,13 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from ctrport.model.bindings import Binding, Incumbent, is_wildcard
+from ctrport.model.policy import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ctrport.model.bindings import IPAddress
+    from ctrport.model.policy import Grant, Span
     from ctrport.model.ports import PortMapping
     from ctrport.model.workload import Key, Workload
 
@@ -26,7 +28,19 @@ class Request:
     ipv4: IPv4Address | None
     ipv6: IPv6Address | None
     port: int | None
+    grant: Grant = EVERYTHING
+    spans: tuple[Span, ...] = ()  # of host ports that the grant allows for this mapping
     binding: Binding | None = None
+
+    def __post_init__(self) -> None:
+        self.regrant(self.grant)
+
+    def regrant(self, grant: Grant) -> None:
+        """Take what the policy now allows the container."""
+        self.grant, self.spans = grant, grant.spans(self.mapping, self.families)
+
+    def may_have(self, port: int) -> bool:
+        return any(first <= port <= last for first, last in self.spans)
 
     @property
     def rank(self) -> tuple[int, Key]:
@@ -52,7 +66,7 @@ class Request:
         return same_address and any(f in families for f in self.families)
 
 
-def request_of(workload: Workload, mapping: PortMapping) -> Request:
+def request_of(workload: Workload, mapping: PortMapping, grant: Grant) -> Request:
     """Give the request that a workload makes by a mapping, in the families that the two have in common."""
     endpoint = workload.endpoint
     host_ip = mapping.host_ip
@@ -63,16 +77,17 @@ def request_of(workload: Workload, mapping: PortMapping) -> Request:
         ipv4=endpoint.ipv4 if endpoint and not isinstance(host_ip, IPv6Address) else None,
         ipv6=endpoint.ipv6 if endpoint and not isinstance(host_ip, IPv4Address) else None,
         port=mapping.host_port,
+        grant=grant,
     )
 
 
 def groups(requests: list[Request]) -> Iterator[list[Request]]:
-    """One container's automatic requests for one port in several protocols get the same number."""
+    """One container's automatic requests for one port in several protocols get the same number, if they may."""
     found: dict[object, list[Request]] = {}
     for request in requests:
         mapping = request.mapping
         name: object = id(request)
         if mapping.host_port_pool is None:
-            name = (request.owner, mapping.host_ip, mapping.container_port)
+            name = (request.owner, mapping.host_ip, mapping.container_port, request.spans)
         found.setdefault(name, []).append(request)
     yield from found.values()
