@@ -106,13 +106,8 @@ def run(
         ctr_args=tuple(ctr_arg or ()),
     )
     wanted.check()
-    if dry_run:
-        from ctrport.run.dry_run import script  # noqa: PLC0415 - only needed here
-
-        print_lines([script(context.obj, wanted).rstrip("\n")])
-        return
     try:
-        code = _run(context.obj, wanted)
+        code = _dry_run(context.obj, wanted) if dry_run else _run(context.obj, wanted)
     except InputError:
         raise
     except OSError as error:
@@ -122,6 +117,13 @@ def run(
         print_error(error)
         code = max(RUN_FAILED, error.exit_code)
     raise typer.Exit(code)
+
+
+def _dry_run(settings: Settings, wanted: Options) -> int:
+    from ctrport.run.dry_run import script  # noqa: PLC0415 - only needed here
+
+    print_lines([script(settings, wanted).rstrip("\n")])
+    return 0
 
 
 def _run(settings: Settings, wanted: Options) -> int:

@@ -18,15 +18,14 @@ def plain(config: Config) -> dict[str, Any]:
     return {**{key: _plain(value) for key, value in found.items()}, "policy": _policy(config.policy)}
 
 
-def toml(config: Config) -> str:
-    """Give a config.toml with every key; `load` makes the same configuration of it."""
-    values = plain(config)
-    policy = values.pop("policy")
-    rules = policy.pop("allow")
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
-    lines[0] = f"mark = {config.mark:#x}"
-    lines += ["", "[policy]", *(f"{key} = {_toml(value)}" for key, value in policy.items())]
-    for rule in rules:
+def toml(values: dict[str, Any]) -> str:
+    """Write what `plain` gave as a config.toml, from which `read` makes the same configuration."""
+    tables = {"policy": {key: value for key, value in values["policy"].items() if key != "allow"}}
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
+    lines[0] = f"mark = {values['mark']:#x}"
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    for rule in values["policy"]["allow"]:
         lines += ["", "[[policy.allow]]", *(f"{key} = {_toml(value)}" for key, value in rule.items())]
     return "\n".join(lines) + "\n"
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from ctrport.errors import NotFoundError
+from ctrport.errors import ConflictError, NotFoundError
 from ctrport.firewall import ruleset
 from ctrport.firewall.ruleset import Links
+from ctrport.model.bindings import State
 from ctrport.model.ledger import Ledger
 from ctrport.model.ports import PortMapping
 from ctrport.model.workload import Endpoint, Key, Workload
 from ctrport.network import files, networks
-from ctrport.run import names, translate
+from ctrport.run import images, names, translate
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
@@ -57,10 +58,19 @@ def script(settings: Settings, options: Options) -> str:
     if options.bridged:
         if network is None:
             lines.append(f"# {STAND_IN} stands for the address that the CNI plugins choose")
-        ledger = Ledger()
-        endpoint = _endpoint(network, options)
-        ledger.put(Workload(key=key, created_at=time.time_ns(), requests=options.publish, endpoint=endpoint))
+        ledger = Ledger(policy=settings.config.policy)
+        ledger.put(
+            Workload(
+                key=key,
+                created_at=time.time_ns(),
+                requests=options.publish,
+                endpoint=_endpoint(network, options),
+                labels=tuple(sorted(images.own_labels(options).items())),
+            )
+        )
         ledger.settle()
+        if refused := [f"{b.mapping}: {b.reason}" for b in ledger.bindings(key) if b.state is State.REFUSED]:
+            raise ConflictError("; ".join(refused[:5]), hint="ctrport config show")
         table = ruleset.build(ledger.bindings(key), _links(network), mark=settings.config.mark)
         lines.append(f"nft -f - <<'EOF'\n{table.rebuild()}EOF")
     return "\n".join(lines) + "\n"
