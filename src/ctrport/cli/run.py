@@ -10,7 +10,7 @@ import typer
 
 from ctrport.cli.output import print_error, print_lines, warn
 from ctrport.config import Settings
-from ctrport.errors import CtrportError, HostError, InputError
+from ctrport.errors import ConflictError, CtrportError, HostError, InputError
 from ctrport.model import ports
 from ctrport.run import options as opts
 from ctrport.run.options import Options
@@ -106,8 +106,11 @@ def run(
         ctr_args=tuple(ctr_arg or ()),
     )
     wanted.check()
+    if dry_run:
+        _dry_run(context.obj, wanted)
+        return
     try:
-        code = _dry_run(context.obj, wanted) if dry_run else _run(context.obj, wanted)
+        code = _run(context.obj, wanted)
     except InputError:
         raise
     except OSError as error:
@@ -119,11 +122,14 @@ def run(
     raise typer.Exit(code)
 
 
-def _dry_run(settings: Settings, wanted: Options) -> int:
+def _dry_run(settings: Settings, wanted: Options) -> None:
     from ctrport.run.dry_run import script  # noqa: PLC0415 - only needed here
 
-    print_lines([script(settings, wanted).rstrip("\n")])
-    return 0
+    try:
+        print_lines([script(settings, wanted).rstrip("\n")])
+    except ConflictError as error:
+        print_error(error)
+        raise typer.Exit(RUN_FAILED) from None
 
 
 def _run(settings: Settings, wanted: Options) -> int:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ctrport.config import Config
+from ctrport.model.policy import Span
 
 if TYPE_CHECKING:
     from ctrport.model.policy import Policy, Rule
@@ -47,7 +48,9 @@ def _rule(rule: Rule) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if type(value) is tuple:
+    if isinstance(value, Span):
+        return value.first if value.first == value.last else str(value)
+    if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return value if isinstance(value, bool | int | float) else str(value)
 

@@ -91,6 +91,7 @@ class Ledger:
             for listener in listeners
             for request in self._buckets.get((listener.protocol, listener.port), ())
             if not (request.binding and request.binding.state is State.ACTIVE)
+            and request.may_have(listener.port)
             and request.overlaps(listener.address, listener.families)
         ]
 
