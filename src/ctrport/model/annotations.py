@@ -1,7 +1,8 @@
 """The words on a container that are addressed to us.
 
-They are OCI annotations of the container's spec. A label says nothing here unless the policy trusts labels: an
-image's labels become the container's, so a label can be the wish of an image's author.
+They are OCI annotations of the container's spec. A label says nothing here unless the policy trusts labels: most
+clients of containerd make an image's labels the container's, so a label can be the wish of an image's author. (What
+`ctr run --label` sets is an annotation as well, and from the one who runs it.)
 """
 
 from __future__ import annotations

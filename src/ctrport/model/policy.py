@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 IPNetwork = IPv4Network | IPv6Network
 EVERY_ADDRESS: dict[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+BY_POLICY = "policy: "  # how the reason of a refusal by these rules begins
 _QUOTED_LENGTH = 80
 _LISTED = 12  # ports or addresses that a reason names
 
@@ -104,7 +105,7 @@ class Grant:
         if mapping.host_ip is not None and not is_wildcard(mapping.host_ip):
             mend.append(f'host_ips = ["{mapping.host_ip}"]')
         fault = self._fault(mapping, tuple(families), wanted)
-        return f"policy: {fault}; to allow it, in config.toml: [[policy.allow]] {', '.join(mend)}"
+        return f"{BY_POLICY}{fault}; to allow it, in config.toml: [[policy.allow]] {', '.join(mend)}"
 
     @property
     def subject(self) -> str:

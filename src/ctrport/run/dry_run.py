@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from ctrport.errors import ConflictError, NotFoundError
 from ctrport.firewall import ruleset
 from ctrport.firewall.ruleset import Links
-from ctrport.model.bindings import State
 from ctrport.model.ledger import Ledger
+from ctrport.model.policy import BY_POLICY
 from ctrport.model.ports import PortMapping
 from ctrport.model.workload import Endpoint, Key, Workload
 from ctrport.network import files, networks
-from ctrport.run import images, names, translate
+from ctrport.run import names, translate
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
@@ -65,11 +65,12 @@ def script(settings: Settings, options: Options) -> str:
                 created_at=time.time_ns(),
                 requests=options.publish,
                 endpoint=_endpoint(network, options),
-                labels=tuple(sorted(images.own_labels(options).items())),
+                labels=tuple(sorted(translate.labels(options).items())),
             )
         )
         ledger.settle()
-        if refused := [f"{b.mapping}: {b.reason}" for b in ledger.bindings(key) if b.state is State.REFUSED]:
+        # Not what other reasons refuse: this host's addresses are not looked at.
+        if refused := [f"{b.mapping}: {b.reason}" for b in ledger.bindings(key) if b.reason.startswith(BY_POLICY)]:
             raise ConflictError("; ".join(refused[:5]), hint="ctrport config show")
         table = ruleset.build(ledger.bindings(key), _links(network), mark=settings.config.mark)
         lines.append(f"nft -f - <<'EOF'\n{table.rebuild()}EOF")

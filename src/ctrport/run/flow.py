@@ -20,7 +20,7 @@ from ctrport.model.listing import join
 from ctrport.model.ports import PortMapping, parse_port_argument
 from ctrport.model.workload import Key
 from ctrport.network import files, networks
-from ctrport.run import images, names, process, translate, users
+from ctrport.run import names, process, translate, users
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,13 +58,13 @@ async def run(settings: Settings, client: Client, options: Options) -> Started:
     check_sources(options)
     version = await client.version()  # and so fail before anything else when containerd is not there
     check_restart_policy(options, version)
-    image = options.image if options.rootfs else await images.reference(settings, client, options)
+    image = options.image if options.rootfs else await _image(settings, client, options)
     options = replace(options, publish=await _requests(settings, client, options, image))
     name = options.name or names.generated_name(options.image)
     key = Key(settings.namespace, names.check_identifier("the name", name))
     await _check_free(client, key)
     async with writer(settings, client) as link, AsyncExitStack() as undo:
-        place = await _place(settings, client, link, options=options, image=image, key=key, undo=undo)
+        place = await _place(settings, client, link, options=options, key=key, undo=undo)
         where = files.directory(settings.root, key)
         output = where / "output.log" if options.detach and not options.tty else None
         command = translate.create(settings, options, name=name, image=image, netns=place.netns, files=place.mounts)
@@ -77,7 +77,10 @@ async def run(settings: Settings, client: Client, options: Options) -> Started:
         await task.start(detach=options.detach, interactive=options.interactive, tty=options.tty)
         if policy := translate.restart(settings, options, name=name, log=output):
             await process.run(policy, f"set the restart policy of {name}")
-        await _check_mapped(client, key, options, await link.call("release", container=list(key)))
+        result = await link.call("release", container=list(key))
+        await _check_mapped(client, key, options, result)
+        for text in result["trouble"] if link.watched else ():  # else our own pass has told it
+            log.warning("%s", text)
         undo.pop_all()
     if options.detach:
         return Started(name=name, exit_code=None, watched=link.watched)
@@ -128,6 +131,28 @@ async def _check_free(client: Client, key: Key) -> None:
     )
 
 
+async def _image(settings: Settings, client: Client, options: Options) -> str:
+    """Give the reference of an image that is here, pulled if need be."""
+    reference = names.full_reference(options.image)
+    if options.pull != "always":
+        for candidate in dict.fromkeys((reference, options.image)):
+            if await client.image_config(settings.namespace, candidate) is not None:
+                return candidate
+        if options.pull == "never":
+            raise NotFoundError(
+                f"image {reference} is not in namespace {settings.namespace}, and --pull is never",
+                hint=f"ctr -n {settings.namespace} images pull {reference}",
+            )
+    await process.run(
+        translate.ctr(settings, "images", "pull", reference),
+        f"pull image {reference}",
+        output=sys.stderr,
+        interruptible=True,
+        hint="check the name and the registry; an image from elsewhere comes by ctr images import FILE",
+    )
+    return reference
+
+
 async def _requests(settings: Settings, client: Client, options: Options, image: str) -> tuple[PortMapping, ...]:
     """Give what is to be published: -p, and with -P every exposed port that -p does not name."""
     if options.network == "host" and (options.publish or options.publish_all):
@@ -156,14 +181,7 @@ def _is_internal(settings: Settings, name: str) -> bool:
 
 
 async def _place(
-    settings: Settings,
-    client: Client,
-    link: Writer,
-    *,
-    options: Options,
-    image: str,
-    key: Key,
-    undo: AsyncExitStack,
+    settings: Settings, client: Client, link: Writer, *, options: Options, key: Key, undo: AsyncExitStack
 ) -> _Place:
     """Reserve address and ports, or find the network that is shared, and write the container's files."""
     reserved = await link.call(
@@ -172,7 +190,7 @@ async def _place(
         publish=join(options.publish),
         network=options.network if options.bridged else None,
         ip=str(options.ip) if options.ip else None,
-        labels=await images.labels(client, settings.namespace, options, image),
+        labels=translate.labels(options),
     )
     undo.push_async_callback(_release, link, key)
     if options.network == "host":
