@@ -42,7 +42,7 @@ async def bindings(settings: Settings, client: Client) -> list[dict[str, Any]]:
     if settings.config_error is not None:
         raise settings.config_error
     nft = LibNft()
-    reconciler = Reconciler(settings, client, nft)
+    reconciler = Reconciler(settings.without_watcher(), client, nft)
     await reconciler.resync(apply=False)
     listing = await asyncio.to_thread(nft.listing)
     held = listing.elements if listing else {}

@@ -18,6 +18,7 @@ from ctrport.model.policy import Policy, Rule, Span
 from ctrport.model.ports import Protocol
 
 PROJECT = Path(__file__).parents[2]
+KEYS = {f.name for f in fields(Config)} - {"sysctl_directory_given"}
 RULE = '[[policy.allow]]\ncontainerd_namespaces = ["default"]\n'
 
 
@@ -37,7 +38,9 @@ def test_every_key(tmp_path: Path):
     """The values are taken; whole numbers will do for seconds."""
     path = write(
         tmp_path,
-        "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\nreserve_ports = false\n"
+        "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\n"
+        "reserve_ports = false\nrelay_ipv6_loopback = true\n"
+        'sysctl_directory = "/srv/sysctl.d"\n'
         'adjust_nftables = true\nfirewalld_zone = "internal"\n'
         'cni_config = "/srv/net.d"\ncni_plugins = ["/srv/bin", "/opt/cni/bin"]\n'
         "[policy]\ntrust_labels = true\nprotected_ports = [16443]\n"
@@ -68,7 +71,18 @@ def test_every_key(tmp_path: Path):
                 Rule(containerd_namespaces=("*",), host_ports=()),
             ),
         ),
+        sysctl_directory=Path("/srv/sysctl.d"),
+        sysctl_directory_given=True,
+        relay_ipv6_loopback=True,
     )
+
+
+def test_no_directory_for_settings(tmp_path: Path):
+    """An empty name turns the file off; the default's own name, given, is another thing than the default."""
+    off = config.load(write(tmp_path, 'sysctl_directory = ""\n'), required=True)
+    assert (off.sysctl_directory, off.sysctl_directory_given) == (None, True)
+    named = config.load(write(tmp_path, 'sysctl_directory = "/run/sysctl.d"\n'), required=True)
+    assert (named.sysctl_directory, named.sysctl_directory_given) == (Config().sysctl_directory, True)
 
 
 @pytest.mark.parametrize(
@@ -89,10 +103,13 @@ def test_every_key(tmp_path: Path):
         ("timeout_seconds = false\n", "is not a number of seconds"),
         ("timeout_seconds = [1]\n", "is not a number of seconds"),
         ("adjust_nftables = 1\n", "1 is neither true nor false"),
+        ("relay_ipv6_loopback = 1\n", "relay_ipv6_loopback: 1 is neither true nor false"),
         ("reserve_ports = 1\n", "reserve_ports: 1 is neither true nor false"),
         ('firewalld_zone = "a b"\n', "'a b' is not the name of a firewalld zone"),
         ('cni_config = "net.d"\n', "cni_config: 'net.d' is not the absolute path"),
         ('cni_plugins = "/opt/cni/bin"\n', "is not a list of directories"),
+        ("sysctl_directory = false\n", "sysctl_directory: False is not the absolute path"),
+        ('sysctl_directory = "run"\n', "sysctl_directory: 'run' is not the absolute path"),
         ("cni_plugins = []\n", "is not a list of directories"),
         ('cni_plugins = ["/a:/b"]\n', "'/a:/b' is not the absolute path"),
         ("mark = \n", "Invalid value"),
@@ -159,9 +176,9 @@ def test_the_file_that_is_shipped(tmp_path: Path):
     text = (PROJECT / "packaging" / "config.toml").read_text()
     assert config.load(write(tmp_path, text), required=True) == Config()
     keys = uncommented(text, "#")
-    assert config.load(write(tmp_path, keys), required=True) == Config()
+    assert config.load(write(tmp_path, keys), required=True) == Config(sysctl_directory_given=True)
     named = set(re.findall(r"^(\w+) = ", keys, flags=re.MULTILINE))
-    assert named | {"policy"} == {f.name for f in fields(Config)} | {"policy", "trust_labels", "protected_ports"}
+    assert named == (KEYS - {"policy"}) | {"trust_labels", "protected_ports"}
     examples = config.load(write(tmp_path, uncommented(text, "#   ")), required=True).policy.allow
     assert {f.name for f in fields(Rule)} == {
         f.name for f in fields(Rule) if any(getattr(rule, f.name) not in (None, ()) for rule in examples)
@@ -180,7 +197,7 @@ def test_examples_in_the_documents_can_be_taken(tmp_path: Path, page: str):
 def test_the_settings_in_the_documents_are_all_there_are():
     """docs/install.md has a line for every key."""
     table = (PROJECT / "docs" / "install.md").read_text().partition("| key |")[2].partition("\n\n")[0]
-    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == [f.name for f in fields(Config)]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == KEYS
 
 
 def test_what_waits_for_a_restart():
@@ -208,6 +225,12 @@ def test_what_is_shown_is_what_is_in_force(
 ):
     """What `config show` prints can be put into a file, and is the same configuration."""
     rule = Rule(kubernetes_namespaces=("web",), labels=labels, host_ports=ports)
-    made = Config(resync_seconds=seconds, firewalld_zone=zone, policy=Policy(allow=(rule,)))
+    made = Config(
+        sysctl_directory=None,
+        sysctl_directory_given=True,
+        resync_seconds=seconds,
+        firewalld_zone=zone,
+        policy=Policy(allow=(rule,)),
+    )
     path = write(tmp_path_factory.getbasetemp(), render.toml(render.plain(made)))
     assert config.load(path, required=True) == made

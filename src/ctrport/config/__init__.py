@@ -27,8 +27,9 @@ DEFAULT_NAMESPACE = "default"
 DEFAULT_ROOT = Path("/var/lib/ctrport")
 DEFAULT_STATE = Path("/run/ctrport")
 DEFAULT_CONFIG = Path("/etc/ctrport/config.toml")
-# Keys whose value a watcher has built upon: connections are marked with it, calls and sockets are made by it.
-AT_START = ("mark", "timeout_seconds", "reserve_ports")
+DEFAULT_SYSCTL_DIRECTORY = Path("/run/sysctl.d")
+# Keys whose value a watcher has built upon: marks of connections, deadlines, sockets, files.
+AT_START = ("mark", "timeout_seconds", "reserve_ports", "relay_ipv6_loopback", "sysctl_directory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,9 @@ class Config:
     cni_config: Path = Path("/etc/cni/net.d")  # networks for `run --network cni`
     cni_plugins: tuple[Path, ...] = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))  # Debian's place, and the usual
     reserve_ports: bool = True  # the watcher holds published ports against other programs
+    sysctl_directory: Path | None = DEFAULT_SYSCTL_DIRECTORY  # keeps settings from `sysctl --system`; None: off
+    sysctl_directory_given: bool = False  # by config.toml: it is written whatever namespace this is
+    relay_ipv6_loopback: bool = False  # the watcher passes on tcp from [::1]
     policy: Policy = field(default_factory=Policy)  # who may publish what
 
 
@@ -58,6 +62,10 @@ class Settings:
     config_file: Path = DEFAULT_CONFIG
     config_found: bool = False  # whether that file was there
     config_error: InputError | None = None  # why it could not be taken, where a command goes on without
+
+    def without_watcher(self) -> Settings:
+        """Give the settings of a process that does not stay: it relays nothing."""
+        return replace(self, config=replace(self.config, relay_ipv6_loopback=False))
 
 
 def load(path: Path, *, required: bool) -> Config:
@@ -87,15 +95,19 @@ def read(path: Path, *, required: bool) -> Config | None:
         "cni_config": _directory,
         "cni_plugins": _directories,
         "reserve_ports": Place.flag,
+        "sysctl_directory": _directory_or_none,
+        "relay_ipv6_loopback": Place.flag,
         "policy": policy,
     }
-    return Config(**Place(value=raw, file=path, text=text).read(known))
+    values = Place(value=raw, file=path, text=text).read(known)
+    return Config(**values, sysctl_directory_given="sysctl_directory" in values)
 
 
 def taken_over(old: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
     """Give what a running watcher can make of a new configuration, and the keys that wait for its next start."""
     waiting = tuple(key for key in AT_START if getattr(old, key) != getattr(new, key))
-    return replace(new, **{key: getattr(old, key) for key in waiting}), waiting
+    kept = {key: getattr(old, key) for key in (*waiting, "sysctl_directory_given")}
+    return replace(new, **kept), waiting
 
 
 def _mark(at: Place) -> int:
@@ -122,6 +134,10 @@ def _directory(at: Place) -> Path:
     if not isinstance(at.value, str) or not at.value.startswith("/") or ":" in at.value:
         raise at.error(f"{at.value!r} is not the absolute path of a directory")
     return Path(at.value)
+
+
+def _directory_or_none(at: Place) -> Path | None:
+    return None if at.value == "" else _directory(at)
 
 
 def _directories(at: Place) -> tuple[Path, ...]:

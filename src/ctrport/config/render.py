@@ -12,10 +12,12 @@ from ctrport.model.policy import Span
 if TYPE_CHECKING:
     from ctrport.model.policy import Policy, Rule
 
+NOT_A_KEY = "sysctl_directory_given"  # but whether one was written
+
 
 def plain(config: Config) -> dict[str, Any]:
     """Give every key with its value, defaults too, as JSON can hold it."""
-    found = {f.name: getattr(config, f.name) for f in fields(Config) if f.name != "policy"}
+    found = {f.name: getattr(config, f.name) for f in fields(Config) if f.name not in ("policy", NOT_A_KEY)}
     return {**{key: _plain(value) for key, value in found.items()}, "policy": _policy(config.policy)}
 
 
@@ -52,6 +54,8 @@ def _plain(value: Any) -> Any:
         return value.first if value.first == value.last else str(value)
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
+    if value is None:
+        return ""
     return value if isinstance(value, bool | int | float) else str(value)
 
 

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 from ctrport.model.bindings import Binding, Change, Host, State, is_wildcard, socket_text
-from ctrport.model.policy import Policy, Span, within
+from ctrport.model.policy import Policy, within
 from ctrport.model.request import groups, request_of
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from ctrport.model.workload import Key, Workload
 
 ALL_ALLOCATED = "all ports are allocated"  # Docker's words for an exhausted pool
-IPV6_LOOPBACK = IPv6Address("::1")
 
 
 class Ledger:
@@ -70,13 +68,16 @@ class Ledger:
             self.put(workload)
 
     def set_listeners(self, listeners: Iterable[Listener]) -> None:
-        """Take the host's sockets as they are now; who waits for one that is gone is judged again."""
-        former = {*self._listeners, *self._taken}
+        """Take who has ports now, the most telling first; who waits for one that is gone is judged again."""
+        former = {name: {*there, *self._taken.get(name, ())} for name, there in self._listeners.items()}
+        former |= {name: set(taken) for name, taken in self._taken.items() if name not in former}
         self._taken = {}
         self._listeners = {}
         for listener in listeners:
             self._listeners.setdefault((listener.protocol, listener.port), []).append(listener)
-        self._dirty.update((name, None) for name in former if name not in self._listeners and name in self._buckets)
+        for name in former.keys() & self._buckets.keys():
+            if not former[name].issubset(self._listeners.get(name, ())):
+                self._dirty[name] = None
 
     def take(self, listener: Listener) -> None:
         """Take the kernel's word, got by trying, that somebody has a port which was just given out."""
@@ -93,6 +94,17 @@ class Ledger:
             if not (request.binding and request.binding.state is State.ACTIVE)
             and request.may_have(listener.port)
             and request.overlaps(listener.address, listener.families)
+        ]
+
+    def overlaps(self) -> list[tuple[Binding, Listener]]:
+        """Give the mappings that are served although somebody else has their port too."""
+        return [
+            (request.binding, listener)
+            for name, listeners in self._listeners.items()
+            for request in self._buckets.get(name, ())
+            if request.binding and request.binding.state is State.ACTIVE
+            for listener in listeners
+            if request.overlaps(listener.address, listener.families)
         ]
 
     def put(self, workload: Workload) -> None:
@@ -140,11 +152,15 @@ class Ledger:
         self._judge()
         self._open.sort(key=lambda r: (r.mapping.host_port_pool is None, r.rank))
         waiting, self._open = self._open, []
-        for group in groups(waiting):
+        for group in groups([request for request in waiting if not self._refused(request)]):
             self._assign(group)
         self._judge()
         changes, self._changes = self._changes, []
         return changes
+
+    def give_back(self, changes: Iterable[Change]) -> None:
+        """Take back what `settle` gave and nobody could act on: the next `settle` begins with it."""
+        self._changes = [*changes, *self._changes]
 
     def _former_port(self, request: Request, exact: Container[int]) -> int | None:
         """Give the port that a floating request had, unless its container asks for that one by number."""
@@ -200,7 +216,7 @@ class Ledger:
             del self._dirty[name]
             winners: list[Request] = []
             for request in tuple(self._buckets.get(name, ())):
-                if refusal := self._refusal(request):
+                if refusal := request.refusal(self._host):
                     self._report(request, State.REFUSED, refusal)
                 elif not request.may_have(name[1]):
                     self._reopen(request, name[1])
@@ -218,13 +234,16 @@ class Ledger:
         request.port = None
         self._open.append(request)
 
+    def _refused(self, request: Request) -> bool:
+        """Leave a request without a port open if it can have none."""
+        refusal = request.refusal(self._host)
+        if refusal:
+            self._open.append(request)
+            self._report(request, State.REFUSED, refusal)
+        return bool(refusal)
+
     def _assign(self, group: list[Request]) -> None:
         """Give the first port that is free for the whole group, and allowed: that is the same for all of it."""
-        if self._refusal(group[0]):
-            self._open.extend(group)
-            for request in group:
-                self._report(request, State.REFUSED, self._refusal(request))
-            return
         pool = group[0].mapping.host_port_pool
         low, high = pool or self._host.automatic
         start = low if pool else self._lowest_automatic  # what lies below may be free for other protocols, families
@@ -249,17 +268,6 @@ class Ledger:
         bucket = self._buckets.get((request.mapping.protocol, port), ())
         return [r for r in bucket if r.binding is None or r.binding.state is not State.REFUSED]
 
-    def _refusal(self, request: Request) -> str:
-        host_ip = request.mapping.host_ip
-        if host_ip == IPV6_LOOPBACK:
-            return "[::1] cannot be published: the kernel routes no packet from ::1 to a container"
-        if host_ip is not None and not self._host.has(host_ip):
-            return f"host IP {host_ip} is not an address of this host"
-        if not request.families:
-            family = f"IPv{host_ip.version}" if host_ip else "IP"
-            return f"the container has no {family} address"
-        return request.grant.refusal(request.mapping, request.families, Span(*self._host.automatic))
-
     def _holder(self, request: Request, port: int, earlier: Iterable[Request]) -> str:
         """Who keeps this request from a port, in words; empty when nobody does."""
         protocol = request.mapping.protocol
@@ -270,11 +278,10 @@ class Ledger:
         if port in self._incumbents.get(request.incumbent, ()):
             return ""
         served = request.port == port and request.binding and request.binding.state is State.ACTIVE
-        listeners = () if served else self._listeners.get((protocol, port), ())
-        for listener in (*self._taken.get((protocol, port), ()), *listeners):
+        listeners: list[Listener] = [] if served else self._listeners.get((protocol, port), [])
+        for listener in [*self._taken.get((protocol, port), []), *listeners]:
             if request.overlaps(listener.address, listener.families):
-                where = socket_text(listener.address, port, protocol)
-                return f"{where} is held by {listener.holder or 'a process that listens there'}"
+                return listener.reason()
         return ""
 
     def _report(self, request: Request, state: State, reason: str = "") -> None:

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from ctrport.model.bindings import Binding, Incumbent, is_wildcard
-from ctrport.model.policy import EVERYTHING
+from ctrport.model.bindings import IPV6_LOOPBACK, Binding, Incumbent, host_families, is_wildcard
+from ctrport.model.policy import EVERYTHING, Span
+from ctrport.model.ports import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ctrport.model.bindings import IPAddress
-    from ctrport.model.policy import Grant, Span
+    from ctrport.model.bindings import Host, IPAddress
+    from ctrport.model.policy import Grant
     from ctrport.model.ports import PortMapping
     from ctrport.model.workload import Key, Workload
 
@@ -42,6 +43,22 @@ class Request:
     def may_have(self, port: int) -> bool:
         return any(first <= port <= last for first, last in self.spans)
 
+    def refusal(self, host: Host) -> str:
+        """Say why this host gives no port for it, whoever else asks; empty when it may have one."""
+        host_ip = self.mapping.host_ip
+        relayed = host.relays and self.mapping.protocol is Protocol.TCP
+        if host_ip == IPV6_LOOPBACK and not relayed:
+            return (
+                "[::1] cannot be published: the kernel routes no packet from ::1 to a container; "
+                "a watcher relays tcp where relay_ipv6_loopback is true"
+            )
+        if host_ip is not None and not host.has(host_ip):
+            return f"host IP {host_ip} is not an address of this host"
+        if not self.families:
+            family = f"IPv{host_ip.version}" if host_ip else "IP"
+            return f"the container has no {family} address"
+        return self.grant.refusal(self.mapping, self.families, Span(*host.automatic))
+
     @property
     def rank(self) -> tuple[int, Key]:
         return self.created_at, self.owner
@@ -57,7 +74,7 @@ class Request:
 
     @property
     def families(self) -> tuple[int, ...]:
-        return tuple(f for f, address in ((4, self.ipv4), (6, self.ipv6)) if address is not None)
+        return host_families(self.mapping.host_ip, self.ipv4, self.ipv6)
 
     def overlaps(self, address: IPAddress | None, families: Iterable[int]) -> bool:
         """Say whether both want one socket: a wildcard takes all addresses of its families."""
@@ -67,14 +84,18 @@ class Request:
 
 
 def request_of(workload: Workload, mapping: PortMapping, grant: Grant) -> Request:
-    """Give the request that a workload makes by a mapping, in the families that the two have in common."""
+    """Give the request that a workload makes by a mapping, in the families that the two have in common.
+
+    From [::1] both of the container's addresses can be reached.
+    """
     endpoint = workload.endpoint
     host_ip = mapping.host_ip
+    by_ipv4 = host_ip == IPV6_LOOPBACK or not isinstance(host_ip, IPv6Address)
     return Request(
         owner=workload.key,
         created_at=workload.created_at,
         mapping=mapping,
-        ipv4=endpoint.ipv4 if endpoint and not isinstance(host_ip, IPv6Address) else None,
+        ipv4=endpoint.ipv4 if endpoint and by_ipv4 else None,
         ipv6=endpoint.ipv6 if endpoint and not isinstance(host_ip, IPv4Address) else None,
         port=mapping.host_port,
         grant=grant,
