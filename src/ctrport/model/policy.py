@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -77,6 +77,14 @@ class Rule:
         return all(any(_within(one, other) for other in self.host_ips) for one in wanted)
 
 
+class Match(NamedTuple):
+    """What a grant's rules say of one protocol on one host IP."""
+
+    speaking: tuple[Rule, ...]  # those that allow the protocol
+    fitting: tuple[Rule, ...]  # and the addresses
+    spans: tuple[Span, ...]  # the ports that these open
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
     """What one container may publish; `rules` None is everything."""
@@ -86,14 +94,14 @@ class Grant:
     pods: bool = False
     namespace: str = ""  # Kubernetes' for a pod, else containerd's
     protected: tuple[Span, ...] = ()
+    # Of all ports of a range the rules say the same; a container may ask for 10,000.
+    _matches: dict[object, Match] = field(default_factory=dict, compare=False, repr=False)
 
     def spans(self, mapping: PortMapping, families: Iterable[int]) -> tuple[Span, ...]:
         """Give the host ports that a mapping may have, in order: a rule must allow all of it by itself."""
         if self.rules is None:
             return EVERY_PORT
-        families = tuple(families)
-        fitting = [r for r in self._speaking_of(mapping.protocol) if r.covers(mapping.host_ip, families)]
-        return _merged(span for rule in fitting for span in self._ports(rule))
+        return self._match(mapping, tuple(families)).spans
 
     def refusal(self, mapping: PortMapping, families: Iterable[int], automatic: Span) -> str:
         """Say why a mapping may have no host port that it could have, and what mends it; empty when it may."""
@@ -118,11 +126,10 @@ class Grant:
             return f"no rule allows pods of {self.subject} to publish"
         if not rules:
             return f"of the rules for {self.subject} none has labels of this {'pod' if self.pods else 'container'}"
-        speaking = self._speaking_of(mapping.protocol)
+        speaking, fitting, spans = self._match(mapping, families)
         if not speaking:
             allowed = sorted({p for rule in rules for p in rule.protocols or ()})
             return f"{self.subject} may not publish {mapping.protocol}; allowed: {_list(allowed)}"
-        fitting = [rule for rule in speaking if rule.covers(mapping.host_ip, families)]
         if not fitting:
             what = "every address of the host" if is_wildcard(mapping.host_ip) else f"host IP {mapping.host_ip}"
             addresses = dict.fromkeys(address for rule in speaking for address in rule.host_ips or ())
@@ -132,10 +139,16 @@ class Grant:
             what = f"a port of the host's choice, which is one of {wanted}"
         if any(span.first <= wanted.first and wanted.last <= span.last for span in self.protected):
             what += ", which is protected and must be named" if mapping.host_port else ", which are protected"
-        return f"{self.subject} may not publish on {what}; allowed: {_list(self.spans(mapping, families))}"
+        return f"{self.subject} may not publish on {what}; allowed: {_list(spans)}"
 
-    def _speaking_of(self, protocol: Protocol) -> list[Rule]:
-        return [r for r in self.rules or () if r.protocols is None or protocol in r.protocols]
+    def _match(self, mapping: PortMapping, families: tuple[int, ...]) -> Match:
+        name = mapping.protocol, mapping.host_ip, families
+        if name not in self._matches:
+            speaking = [r for r in self.rules or () if r.protocols is None or mapping.protocol in r.protocols]
+            fitting = [r for r in speaking if r.covers(mapping.host_ip, families)]
+            spans = _merged(span for rule in fitting for span in self._ports(rule))
+            self._matches[name] = Match(tuple(speaking), tuple(fitting), spans)
+        return self._matches[name]
 
     def _ports(self, rule: Rule) -> Iterator[Span]:
         """Give what a rule opens; of protected ports only what it names.
