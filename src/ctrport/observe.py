@@ -50,6 +50,8 @@ async def bindings(settings: Settings, client: Client) -> list[dict[str, Any]]:
     async with connect(settings) as link:
         if link is not None:
             return list((await link.call("bindings"))["containers"])
+    if settings.config_error is not None:
+        raise settings.config_error
     nft = LibNft()
     reconciler = Reconciler(settings.without_watcher(), client, nft)
     await reconciler.resync(apply=False)
@@ -63,6 +65,12 @@ async def bindings(settings: Settings, client: Client) -> list[dict[str, Any]]:
             if any(held.get(name, {}).get(element.key) != element for name, element in elements):
                 mapping.update(state=str(State.WAITING), reason=UNAPPLIED)
     return found
+
+
+async def configuration(settings: Settings) -> dict[str, Any] | None:
+    """Give the watcher's configuration as `Service.configuration` does, None where no watcher runs."""
+    async with connect(settings) as link:
+        return None if link is None else await link.call("configuration")
 
 
 async def tables(settings: Settings, client: Client) -> tuple[Table, Drift]:

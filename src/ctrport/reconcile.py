@@ -23,7 +23,7 @@ from ctrport.firewall.kernel import KernelTable
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import difference
 from ctrport.host import facts, needs
-from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, read_workload
+from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asked, read_workload
 from ctrport.model.ledger import Ledger
 from ctrport.model.workload import Endpoint, Key, Status
 from ctrport.network import networks, proc
@@ -90,7 +90,7 @@ class Reconciler:
         listing = await asyncio.to_thread(self._kernel.listing)
         host = await asyncio.to_thread(facts.read, relays=self.settings.config.relay_ipv6_loopback)
         if self.ledger is None:
-            self.ledger = Ledger(host, incumbents(listing))
+            self.ledger = Ledger(host, incumbents(listing), self.settings.config.policy)
         else:
             self.ledger.set_host(host)
         self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
@@ -150,19 +150,34 @@ class Reconciler:
         """Give what became of a container's requests."""
         return self.ledger.bindings(key) if self.ledger else ()
 
+    def configure(self, settings: Settings) -> None:
+        """Take other settings; the full pass that must follow brings everything to them."""
+        self.settings = settings
+        self._firewalls = Firewalls(settings.config)
+        self._believed = False
+        if self.ledger is not None:
+            self.ledger.set_policy(settings.config.policy)
+
+    def _concerns(self, container: Container) -> bool:
+        """Whether a container asks for ports, or is ours to remove."""
+        specs = asked(container, trust_labels=self.settings.config.policy.trust_labels)
+        return bool(specs) or _is_auto_remove(container)
+
     async def _read_all(self) -> None:
         self._internal = self._links().internal
         seen: set[Key] = set()
+        concerning: set[Key] = set()
         for namespace in await self._client.namespaces():
             if namespace in FOREIGN_NAMESPACES:
                 continue
             containers = await self._client.containers(namespace)
             seen.update(c.key for c in containers)
-            asking = [c for c in containers if asks(c.annotations) or _is_auto_remove(c)]
+            asking = [c for c in containers if self._concerns(c)]
+            concerning.update(c.key for c in asking)
             tasks = await self._client.tasks(namespace) if asking else {}
             for container in asking:
                 await self._note(container, tasks.get(container.key.id))
-        for key in [k for k in self.snapshot.workloads if k not in seen]:
+        for key in [k for k in self.snapshot.workloads if k not in concerning]:
             del self.snapshot.workloads[key]
         self.snapshot.known = seen
 
@@ -175,7 +190,7 @@ class Reconciler:
             self.snapshot.known.discard(key)
             return
         self.snapshot.known.add(key)
-        if asks(container.annotations) or _is_auto_remove(container):
+        if self._concerns(container):
             await self._note(container, await self._client.task(key))
         else:
             self.snapshot.workloads.pop(key, None)
@@ -201,7 +216,9 @@ class Reconciler:
         if exited and _is_auto_remove(container) and key not in self.reserved:
             self.snapshot.exited_for_good.add(key)
         self.snapshot.workloads.pop(key, None)
-        if (workload := read_workload(container, endpoint, internal=self._internal)) is not None:
+        trust_labels = self.settings.config.policy.trust_labels
+        workload = read_workload(container, endpoint, internal=self._internal, trust_labels=trust_labels)
+        if workload is not None:
             self.snapshot.workloads[key] = workload
             if before is None or before.problems != workload.problems:
                 for problem in workload.problems:

@@ -10,8 +10,9 @@ import typer
 
 from ctrport import __version__, log
 from ctrport import config as configuration
-from ctrport.cli import containers, doctor, maintenance, networks, run
-from ctrport.config import Settings
+from ctrport.cli import containers, doctor, maintenance, networks, run, settings
+from ctrport.config import Config, Settings
+from ctrport.errors import InputError
 from ctrport.run.names import check_identifier
 
 app = typer.Typer(
@@ -33,8 +34,12 @@ app.command("rules")(maintenance.rules)
 app.command("stop")(containers.stop)
 app.command("rm")(containers.rm)
 app.add_typer(networks.app, name="network")
+app.add_typer(settings.app, name="config")
 app.command("flush")(maintenance.flush)
 app.command("doctor")(doctor.doctor)
+
+# Commands that go on with a bad config.toml: they show what the watcher does with the good one that it has.
+WITHOUT_CONFIG = ("config", "doctor", "port", "ps")
 
 
 def _print_version(wanted: bool) -> None:
@@ -83,10 +88,21 @@ def options(
 ) -> None:
     """Docker's published ports for plain containerd, kept in nftables maps."""
     log.set_up(verbose=verbose, daemon=context.invoked_subcommand == "watch")
+    path = config or configuration.DEFAULT_CONFIG
+    found, problem = None, None
+    try:
+        found = configuration.read(path, required=config is not None)
+    except InputError as error:
+        if context.invoked_subcommand not in WITHOUT_CONFIG:
+            raise
+        problem = error
     context.obj = Settings(
         address=os.path.realpath(address.removeprefix("unix://")),  # /var/run is /run: one name for one containerd
         namespace=check_identifier("--namespace", namespace),
         root=root.absolute(),
         state=state.absolute(),
-        config=configuration.load(config or configuration.DEFAULT_CONFIG, required=config is not None),
+        config=found or Config(),
+        config_file=path.absolute(),
+        config_found=found is not None,
+        config_error=problem,
     )

@@ -1,7 +1,8 @@
 """The words on a container that are addressed to us.
 
-All of them are OCI annotations of the container's spec. Labels are not read: an image's labels become the
-container's, so a label can be the wish of an image's author.
+They are OCI annotations of the container's spec. A label says nothing here unless the policy trusts labels: most
+clients of containerd make an image's labels the container's, so a label can be the wish of an image's author. (What
+`ctr run --label` sets is an annotation as well, and from the one who runs it.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ctrport.model import ports
 from ctrport.model.workload import Endpoint, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from ctrport.model.workload import Container
 
@@ -26,23 +27,31 @@ CRI_KIND = "io.cri-containerd.kind"
 FOREIGN_NAMESPACES = frozenset({"moby", "plugins.moby"})
 
 
-def asks(annotations: Mapping[str, str]) -> bool:
-    """Whether a container asks for ports at all."""
-    return bool(annotations.get(PUBLISH, "").strip())
+def asked(container: Container, *, trust_labels: bool) -> str:
+    """Give the port specs on a container; a label's only where there is no annotation."""
+    specs = container.annotations.get(PUBLISH)
+    if specs is None and trust_labels and CRI_KIND not in container.labels:
+        specs = container.labels.get(PUBLISH)
+    return (specs or "").strip()
 
 
 def read_workload(
-    container: Container, endpoint: Endpoint | None, *, internal: Collection[str] = ()
+    container: Container,
+    endpoint: Endpoint | None,
+    *,
+    internal: Collection[str] = (),
+    trust_labels: bool = False,
 ) -> Workload | None:
     """Give what a container asks for, None when it asks for nothing or must not ask.
 
     `internal` are the bridges of networks whose containers have no published ports.
     """
-    if not asks(container.annotations) or container.key.namespace in FOREIGN_NAMESPACES:
+    specs = asked(container, trust_labels=trust_labels)
+    if not specs or container.key.namespace in FOREIGN_NAMESPACES:
         return None
     if CRI_KIND in container.labels:
         return None
-    mappings, errors = ports.parse_list(container.annotations[PUBLISH])
+    mappings, errors = ports.parse_list(specs)
     problems = tuple(error.message for error in errors)
     if container.host_network:
         problems = ("the container uses the host's network: its ports are the host's already", *problems)
@@ -56,4 +65,5 @@ def read_workload(
         requests=mappings,
         problems=problems,
         endpoint=endpoint,
+        labels=tuple(sorted(container.labels.items())),
     )

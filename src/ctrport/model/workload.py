@@ -74,6 +74,16 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """The Kubernetes pod that a container belongs to, as the CRI plugin recorded it."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """A container that asks for ports: the unit that host ports are given to."""
 
@@ -82,3 +92,5 @@ class Workload:
     requests: tuple[PortMapping, ...] = ()
     problems: tuple[str, ...] = ()  # specs that could not be read, each with its reason
     endpoint: Endpoint | None = None  # None: not running, or no address
+    pod: Pod | None = None  # None: a container of nobody's cluster
+    labels: tuple[tuple[str, str], ...] = ()  # of the container; its image's are among them
