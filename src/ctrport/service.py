@@ -19,12 +19,14 @@ from ctrport.model import ports
 from ctrport.model.bindings import State
 from ctrport.model.workload import Key, Status, Workload
 from ctrport.network import administer, attach, define, files
+from ctrport.repairs import Repairs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Collection
 
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
+    from ctrport.firewall.kernel import KernelTable
     from ctrport.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Service:
         self.reconfigured = asyncio.Event()
         self.config_error: str | None = None  # of the last reading of config.toml
         self.config_waiting: tuple[str, ...] = ()  # keys whose new values the next start takes
+        self.repairs = Repairs()
         self.last_resync = 0.0  # seconds since the epoch
 
     @asynccontextmanager
@@ -80,6 +83,27 @@ class Service:
             "error": self.config_error,
             "waiting": list(self.config_waiting),
         }
+
+    @property
+    def kernel(self) -> KernelTable:
+        """Our table in the kernel."""
+        return self._reconciler.kernel
+
+    async def mend_firewalls(self, touched: Collection[str] | None) -> list[str]:
+        """Let our packets pass again where others have touched these tables; gives what had to be mended.
+
+        Beside a pass, which may be waiting for containerd.
+        """
+        return await asyncio.to_thread(self._reconciler.firewalls.mend, touched)
+
+    def mend_settings(self) -> list[str]:
+        """Set again the kernel settings that somebody has changed; gives their names."""
+        return self._reconciler.host_settings.mend()
+
+    async def review(self) -> None:
+        """Look again at which ports others translate."""
+        async with self._turn:
+            await self._reconciler.review()
 
     def uncertain(self) -> tuple[Key, ...]:
         """Give the containers whose tasks gave no clear answer: they were left as they were."""
@@ -171,6 +195,7 @@ class Service:
             "containers": [self._container(key) for key in keys],
             "last_resync": self.last_resync,
             "uncertain": [list(key) for key in sorted(self.uncertain())],
+            **self.repairs.to_json(),
         }
 
     @property
@@ -248,52 +273,3 @@ class Service:
             "mappings": [b.to_json() for b in self._reconciler.bindings(key)],
             "problems": list(workload.problems) if workload else [],
         }
-
-
-class Session:
-    """One client of a service: its operations, and what it has reserved and not released yet."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._reserved: set[Key] = set()
-
-    async def call(self, operation: str, **arguments: Any) -> Json:
-        """Do an operation. What has begun comes to its end even if the caller is cancelled.
-
-        KeyError for an operation that there is not, TypeError for arguments that it does not take.
-        """
-        work = asyncio.ensure_future(self._perform(operation, arguments))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await asyncio.wait([work])
-            raise
-
-    async def close(self) -> None:
-        """Release what is still reserved."""
-        for key in sorted(self._reserved):
-            try:
-                await self._service.release(list(key), owned=True)
-            except (CtrportError, OSError) as error:
-                log.warning("could not release what was reserved for %s: %s", key, error)
-
-    async def _perform(self, operation: str, arguments: Json) -> Json:
-        service = self._service
-        if operation == "reserve":
-            result = await service.reserve(**arguments)
-            self._reserved.add(Key(*arguments["container"]))
-            return result
-        if operation == "release":
-            key = Key(*arguments["container"])
-            result = await service.release(**arguments, owned=key in self._reserved)
-            self._reserved.discard(key)
-            return result
-        plain: dict[str, Callable[..., Awaitable[Json]]] = {
-            "converge": service.converge,
-            "bindings": service.bindings,
-            "configuration": service.configuration,
-            "resync": service.resync,
-            "create_network": service.create_network,
-            "remove_network": service.remove_network,
-        }
-        return await plain[operation](**arguments)
