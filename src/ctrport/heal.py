@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ctrport.errors import CtrportError
-from ctrport.firewall import generation
+from ctrport.firewall import generation, keeper
 from ctrport.firewall.foreign import iptables
 from ctrport.firewall.monitor import Commit, Monitor
 from ctrport.firewall.ruleset import ADDRESS
@@ -50,12 +50,13 @@ class Healer:
         self._of_others: list[Commit] = []
         self._ours, self._others = asyncio.Event(), asyncio.Event()
         self._news = asyncio.Event()  # somebody has changed rules that are not ours
-        self._legacy: object = None
 
     async def run(self) -> None:
         """Keep everything until cancelled."""
+        held = await asyncio.to_thread(keeper.hold)  # for as long as this runs
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow())
+            log.debug("%s", "the keeper is held" if held else "no keeper")
             await self._ready.wait()
             group.create_task(self._keep_table())
             group.create_task(self._keep_firewalls())
@@ -168,6 +169,7 @@ class Healer:
     # -------------------------------------------------------------------------------- what tells nobody
 
     async def _keep_settings(self) -> None:
+        known = _legacy()
         while True:
             await asyncio.sleep(LOOK)
             if not self._repairs.pause(SETTINGS):
@@ -175,8 +177,12 @@ class Healer:
                 if mended := self._service.mend_settings():
                     what = f"{', '.join(mended)} had another value"
                     self._repairs.note(SETTINGS, what, LOST.process, time.monotonic() - begun)
-            legacy = [*generation.legacy("nat"), *generation.legacy("filter")]
-            if self._legacy is not None and legacy != self._legacy:
+            if (now := _legacy()) != known:
                 self._take(Commit(generation=-1, process="iptables-legacy", touched=frozenset({iptables.LEGACY})))
-            self._legacy = legacy
+            known = now
             await self._look()
+
+
+def _legacy() -> list[bytes]:
+    """Give what changes with most changes of iptables-legacy's tables, where there are any."""
+    return [*generation.legacy("nat"), *generation.legacy("filter")]
