@@ -157,20 +157,25 @@ def probing(site: ContractSite, port: int = 8080) -> Iterator[list[float]]:
         thread.join()
 
 
-def outage(site: ContractSite, attack: Attack, within: float = 10.0) -> float:
-    """Give the seconds from the last answer that came before an attack to the first one after its repair."""
+def outage(site: ContractSite, attack: Attack, *, waits: bool = True) -> float:
+    """Give the seconds from the last answer that came before an attack to the first one after its repair.
+
+    Of an attack that need not hurt (`waits` is false), the longest time without an answer until 2 s after it.
+    """
     with probing(site) as answered:
         time.sleep(0.05)
         mark = len(site.watcher.log)
-        begun = time.monotonic()
+        begun = answered[-1]
         attack(site)
         done = time.monotonic()
-        until(lambda: "put right in" in site.watcher.log[mark:] and answered[-1] > done, within=within, every=0.005)
+        if waits:
+            until(lambda: "put right in" in site.watcher.log[mark:], within=30, every=0.005, what="a repair")
+        else:
+            time.sleep(2)
+        until(lambda: answered[-1] > done, within=30, every=0.005, what="an answer")
         time.sleep(0.1)
-    times = [t for t in answered if t >= begun]
-    before = [t for t in answered if t < begun][-1:]
-    both = before + times
-    return max(later - earlier for earlier, later in itertools.pairwise(both))
+    times = [moment for moment in answered if moment >= begun]
+    return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
 def counts(site: ContractSite) -> dict[str, int]:

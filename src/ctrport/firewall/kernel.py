@@ -152,7 +152,7 @@ class KernelTable:
             listing = self.nft.listing()
             if listing is not None:
                 self._remember(listing.counts)
-            if listing is None or now != self._rules:
+            if listing is None or now != self._rules or not record.fits(self._record, table, listing):
                 self.rebuild(table, listed=True)
                 return damage.rules(listing, table)
             transaction = difference(listing.elements, table.elements, table.address)
