@@ -13,7 +13,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctrport import journal
+from ctrport import journal, tasks
 from ctrport.claims import Claims, incumbents, tell_listeners
 from ctrport.errors import ContainerdError, NotFoundError
 from ctrport.firewall import ruleset
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
-    from ctrport.firewall.table import Elements, Table, Transaction
+    from ctrport.firewall.table import Elements, Table
     from ctrport.host.relay import Relay
     from ctrport.host.reservation import Reservation
     from ctrport.model.bindings import Binding, Change
@@ -99,6 +99,9 @@ class Reconciler:
         await self._claims.retry(self._bindings())
         links = self._links()
         table = self.table(links)
+        if listing is not None:  # a writer that has just started knows no more of those who do not answer
+            owners = self.snapshot.uncertain - self.snapshot.workloads.keys()
+            ruleset.carry_over(listing.elements, table.elements, owners)
         if not apply:
             self.kernel.elements = table.elements
         else:
@@ -143,7 +146,7 @@ class Reconciler:
         transaction = self.kernel.difference(changes, links)
         self.host_settings.ensure(links, ipv6=_serves_ipv6(self.kernel.elements))
         await asyncio.to_thread(self.firewalls.ensure_once, links)
-        await self._commit(transaction)
+        await asyncio.to_thread(self.kernel.commit, transaction)
         await self._claims.serve(change.new for change in changes)
         self._believed = True
         journal.log_changes(changes)
@@ -177,9 +180,11 @@ class Reconciler:
             seen.update(c.key for c in containers)
             asking = [c for c in containers if self._concerns(c)]
             concerning.update(c.key for c in asking)
-            tasks = await self._client.tasks(namespace) if asking else {}
+            names = [c.key.id for c in asking]
+            found = await tasks.read(self._client, namespace, names, self.snapshot.uncertain) if asking else {}
             for container in asking:
-                await self._note(container, tasks.get(container.key.id))
+                await self._note(container, found.get(container.key.id))
+        self.snapshot.uncertain &= concerning
         for key in [k for k in self.snapshot.workloads if k not in concerning]:
             del self.snapshot.workloads[key]
         self.snapshot.known = seen
@@ -194,7 +199,7 @@ class Reconciler:
             return
         self.snapshot.known.add(key)
         if self._concerns(container):
-            await self._note(container, await self._client.task(key))
+            await self._note(container, await tasks.one(self._client, key))
         else:
             self.snapshot.workloads.pop(key, None)
 
@@ -204,8 +209,8 @@ class Reconciler:
         before = self.snapshot.workloads.get(key)
         self.snapshot.uncertain.discard(key)
         try:
-            if task is None and before is not None and before.endpoint is not None:
-                task = await self._client.task(key)  # a listing leaves out a task whose shim does not answer
+            if task is None and (before is None or before.endpoint is not None):
+                task = await self._client.task(key)  # a listing may leave out a task whose shim does not answer
             live = task is not None and task.status.live
             endpoint = await self._endpoint(container, task) if live and task else None
         except ContainerdError as error:
@@ -273,9 +278,6 @@ class Reconciler:
             isolated=frozenset(n.bridge for n in ours if n.isolate),
             endpoints=frozenset(towards),
         )
-
-    async def _commit(self, transaction: Transaction | None) -> None:
-        await asyncio.to_thread(self.kernel.commit, transaction, self.table)
 
 
 def _serves_ipv6(elements: Elements) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ctrport import control
+from ctrport import control, tasks
 from ctrport.containerd.client import Client
 from ctrport.containerd.events import Marker, Watch
 from ctrport.errors import ConflictError, CtrportError, HostError
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RETRY = (0.1, 10.0)  # seconds between failed passes: the first pause, and the longest
-SECOND_LOOK = 2.0  # seconds until a task is looked at again that gave no clear answer
 STOP_PATIENCE = 10.0  # seconds for the pass at work to end before the daemon does
 
 
@@ -108,10 +107,11 @@ async def _watch(settings: Settings, client: Client, service: Service, place: Pl
         async with asyncio.TaskGroup() as group:
             events = Watch(client)
             healer = Healer(service, server.ready, partial(place.keep, server))
-            tasks = [
+            parts = [
                 group.create_task(healer.run()),  # before the first pass: nothing is missed
                 group.create_task(events.run()),
                 group.create_task(_listen(events, doubt)),
+                group.create_task(tasks.look_again(client, service.uncertain, doubt.raise_about)),
                 group.create_task(_remind(service, doubt)),
                 group.create_task(_listen_to_firewalld(doubt)),
                 group.create_task(_reconcile(settings, service, server, doubt)),
@@ -120,8 +120,8 @@ async def _watch(settings: Settings, client: Client, service: Service, place: Pl
             notify("STOPPING=1")
             log.info("stopping; the rules stay: ctrport flush removes them")
             async with service.pause(STOP_PATIENCE):  # let a pass that writes come to its end
-                for task in tasks:
-                    task.cancel()
+                for part in parts:
+                    part.cancel()
     finally:
         await server.stop()
 
@@ -186,8 +186,6 @@ async def _reconcile(settings: Settings, service: Service, server: control.Serve
             pause = min(2 * pause, RETRY[1])
             continue
         pause = RETRY[0]
-        for key in service.uncertain():
-            asyncio.get_running_loop().call_later(SECOND_LOOK, doubt.raise_about, key)
         if not server.ready.is_set():
             server.ready.set()
             log.info("watching containerd at %s, pid %d", settings.address, os.getpid())
