@@ -20,7 +20,7 @@ from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import Transaction, difference
 from ctrport.host import facts, sysctl
-from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, read_workload
+from ctrport.model.annotations import FOREIGN_NAMESPACES, asks, is_auto_remove, read_workload
 from ctrport.model.ledger import Ledger
 from ctrport.model.workload import Endpoint, Key, Status
 from ctrport.network import networks, proc
@@ -139,7 +139,7 @@ class Reconciler:
                 continue
             containers = await self._client.containers(namespace)
             seen.update(c.key for c in containers)
-            asking = [c for c in containers if asks(c.annotations) or _is_auto_remove(c)]
+            asking = [c for c in containers if asks(c) or is_auto_remove(c)]
             tasks = await self._client.tasks(namespace) if asking else {}
             for container in asking:
                 await self._note(container, tasks.get(container.key.id))
@@ -156,7 +156,7 @@ class Reconciler:
             self.snapshot.known.discard(key)
             return
         self.snapshot.known.add(key)
-        if asks(container.annotations) or _is_auto_remove(container):
+        if asks(container) or is_auto_remove(container):
             await self._note(container, await self._client.task(key))
         else:
             self.snapshot.workloads.pop(key, None)
@@ -179,7 +179,7 @@ class Reconciler:
             self.snapshot.uncertain.add(key)
             return
         exited = task is not None and task.status is Status.STOPPED
-        if exited and _is_auto_remove(container) and key not in self.reserved:
+        if exited and is_auto_remove(container) and key not in self.reserved:
             self.snapshot.exited_for_good.add(key)
         self.snapshot.workloads.pop(key, None)
         if (workload := read_workload(container, endpoint, internal=self._internal)) is not None:
@@ -283,10 +283,6 @@ class Reconciler:
     async def _forget_stale(self, ports: set[int] | None) -> None:
         """Delete UDP flows that the rules, as they now are, would send elsewhere; None for any port."""
         await asyncio.to_thread(conntrack.forget_stale, self._elements, self.settings.config.mark, ports)
-
-
-def _is_auto_remove(container: Container) -> bool:
-    return container.annotations.get(AUTO_REMOVE) == "true"
 
 
 def _incumbents(listing: Listing | None) -> dict[Incumbent, set[int]]:

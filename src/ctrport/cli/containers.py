@@ -69,7 +69,7 @@ def ps(
         ports += [f"{_asked(m)}: {m['state']}, {m['reason']}" for m in entry["mappings"] if m["state"] != "active"]
         rows.append(
             (
-                entry["id"],
+                entry["name"],
                 entry["image"],
                 entry["status"],
                 "\n".join(entry["addresses"]),
@@ -86,12 +86,12 @@ def stop(
 ) -> None:
     """Stop containers; their ports stop answering, addresses and files stay."""
     from ctrport import lifecycle  # noqa: PLC0415
-    from ctrport.model.annotations import AUTO_REMOVE  # noqa: PLC0415
+    from ctrport.model.annotations import is_auto_remove  # noqa: PLC0415
 
     async def work(client: Client, link: Writer, key: Key) -> None:
         record = await client.container(key)
         await lifecycle.stop(client, record, patience=timeout)
-        if record.annotations.get(AUTO_REMOVE) == "true":
+        if is_auto_remove(record):
             await lifecycle.remove(client, key, force=True)
             await link.call("release", container=list(key))
         else:
@@ -173,7 +173,7 @@ async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]
             entries.append(
                 {
                     "id": container.key.id,
-                    "name": container.key.id,
+                    "name": container.name,
                     "namespace": container.key.namespace,
                     "image": container.image,
                     "status": str(task.status) if task else "none",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ctrport.model.ports import PortMapping, Protocol
-    from ctrport.model.workload import Key
+    from ctrport.model.workload import Key, Pod
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -33,6 +33,7 @@ class Binding:
     reason: str = ""
     ipv4: IPv4Address | None = None  # of the container, where the mapping serves IPv4
     ipv6: IPv6Address | None = None
+    pod: Pod | None = None  # that the owner is
 
     def to_json(self) -> dict[str, Any]:
         """Give the mapping with the host port that it got, its state and reason."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ctrport.model.bindings import Binding, Change, Host, State, is_wildcard, socket_text
 from ctrport.model.request import groups, request_of
+from ctrport.model.workload import title
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
@@ -45,6 +46,8 @@ class Ledger:
         self._changes: list[Change] = []
         self._listeners: dict[tuple[Protocol, int], list[Listener]] = {}
         self._taken: dict[tuple[Protocol, int], list[Listener]] = {}  # found by trying, and not among those
+        self._host_ports: dict[Key, tuple[Listener, ...]] = {}
+        self._translated: dict[tuple[Protocol, int], list[Listener]] = {}  # those, by port
         self._incumbents = {who: set(ports) for who, ports in (incumbents or {}).items()}
         self._last_ports: dict[Key, dict[PortMapping, int]] = {}  # of floating requests, for a restarted task
         self.set_host(host or Host())
@@ -93,6 +96,7 @@ class Ledger:
             if identity not in new:
                 self._leave(request)
         self._requests[workload.key] = new
+        self._set_host_ports(workload.key, workload.host_ports if workload.endpoint else ())
         exact = {r.port for r in new.values() if not r.floating and r.port is not None}
         for identity, request in new.items():
             if request.created_at != workload.created_at:  # a reservation has become a container
@@ -106,6 +110,7 @@ class Ledger:
         """Forget a container; its ports go to who waits for them."""
         for request in self._requests.pop(key, {}).values():
             self._leave(request)
+        self._set_host_ports(key, ())
         self._last_ports.pop(key, None)
 
     def owners(self) -> tuple[Key, ...]:
@@ -126,6 +131,19 @@ class Ledger:
         self._judge()
         changes, self._changes = self._changes, []
         return changes
+
+    def _set_host_ports(self, key: Key, listeners: tuple[Listener, ...]) -> None:
+        """Take the ports that others translate to a container; whom that may concern is judged again."""
+        former = self._host_ports.pop(key, ())
+        if listeners:
+            self._host_ports[key] = listeners
+        if listeners == former:
+            return
+        for listener in former:
+            self._translated[listener.protocol, listener.port].remove(listener)
+        for listener in listeners:
+            self._translated.setdefault((listener.protocol, listener.port), []).append(listener)
+        self._dirty.update(((each.protocol, each.port), None) for each in (*former, *listeners))
 
     def _former_port(self, request: Request, exact: Container[int]) -> int | None:
         """Give the port that a floating request had, unless its container asks for that one by number."""
@@ -236,7 +254,12 @@ class Ledger:
         protocol = request.mapping.protocol
         for other in earlier:
             if request.overlaps(other.mapping.host_ip, other.families):
-                return f"{socket_text(other.mapping.host_ip, port, protocol)} is held by container {other.owner}"
+                where = socket_text(other.mapping.host_ip, port, protocol)
+                return f"{where} is held by {title(other.owner, other.pod)}"
+        # Of two that translate a port the kernel heeds one, by an order that nobody promises: never be the second.
+        for listener in self._translated.get((protocol, port), ()):
+            if request.overlaps(listener.address, listener.families):
+                return f"{socket_text(listener.address, port, protocol)} is held by {listener.holder}"
         # A published port is not lost to a program that starts to listen on it later: packets do not reach it.
         if port in self._incumbents.get(request.incumbent, ()):
             return ""
@@ -257,6 +280,7 @@ class Ledger:
             reason=reason,
             ipv4=request.ipv4,
             ipv6=request.ipv6,
+            pod=request.pod,
         )
         if new != request.binding:
             self._changes.append(Change(request.binding, new))

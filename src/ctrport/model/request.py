@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ctrport.model.bindings import IPAddress
     from ctrport.model.ports import PortMapping
-    from ctrport.model.workload import Key, Workload
+    from ctrport.model.workload import Key, Pod, Workload
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -26,6 +26,7 @@ class Request:
     ipv4: IPv4Address | None
     ipv6: IPv6Address | None
     port: int | None
+    pod: Pod | None = None
     binding: Binding | None = None
 
     @property
@@ -63,6 +64,7 @@ def request_of(workload: Workload, mapping: PortMapping) -> Request:
         ipv4=endpoint.ipv4 if endpoint and not isinstance(host_ip, IPv6Address) else None,
         ipv6=endpoint.ipv6 if endpoint and not isinstance(host_ip, IPv4Address) else None,
         port=mapping.host_port,
+        pod=workload.pod,
     )
 
 
