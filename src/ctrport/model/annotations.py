@@ -57,7 +57,7 @@ def read_workload(
     what = "pod" if container.sandbox else "container"
     if _wish(container) and (container.host_network or sandbox.host_network):
         problems.insert(0, f"the {what} uses the host's network: its ports are the host's already")
-        mappings = ()
+        mappings, endpoint = (), None  # its interface would be one of the host's uplinks
     elif endpoint is not None and endpoint.interface in internal:
         problems.insert(0, f"the {what} is on an internal network: its ports are not published")
         mappings = ()
