@@ -13,12 +13,14 @@ changed as pairs of bindings.
 from __future__ import annotations
 
 import bisect
-import itertools
+from collections import defaultdict
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 from ctrport.model.bindings import Binding, Change, Host, State, is_wildcard, socket_text
 from ctrport.model.request import groups, request_of
+from ctrport.model.translated import Translated
+from ctrport.model.vacancies import Vacancies
 from ctrport.model.workload import title
 
 if TYPE_CHECKING:
@@ -46,8 +48,7 @@ class Ledger:
         self._changes: list[Change] = []
         self._listeners: dict[tuple[Protocol, int], list[Listener]] = {}
         self._taken: dict[tuple[Protocol, int], list[Listener]] = {}  # found by trying, and not among those
-        self._host_ports: dict[Key, tuple[Listener, ...]] = {}
-        self._translated: dict[tuple[Protocol, int], list[Listener]] = {}  # those, by port
+        self._translated = Translated()
         self._incumbents = {who: set(ports) for who, ports in (incumbents or {}).items()}
         self._last_ports: dict[Key, dict[PortMapping, int]] = {}  # of floating requests, for a restarted task
         self.set_host(host or Host())
@@ -96,7 +97,8 @@ class Ledger:
             if identity not in new:
                 self._leave(request)
         self._requests[workload.key] = new
-        self._set_host_ports(workload.key, workload.host_ports if workload.endpoint else ())
+        names = self._translated.put(workload.key, workload.host_ports if workload.endpoint else ())
+        self._dirty.update(dict.fromkeys(names))
         exact = {r.port for r in new.values() if not r.floating and r.port is not None}
         for identity, request in new.items():
             if request.created_at != workload.created_at:  # a reservation has become a container
@@ -110,7 +112,7 @@ class Ledger:
         """Forget a container; its ports go to who waits for them."""
         for request in self._requests.pop(key, {}).values():
             self._leave(request)
-        self._set_host_ports(key, ())
+        self._dirty.update(dict.fromkeys(self._translated.put(key, ())))
         self._last_ports.pop(key, None)
 
     def owners(self) -> tuple[Key, ...]:
@@ -126,24 +128,13 @@ class Ledger:
         self._judge()
         self._open.sort(key=lambda r: (r.mapping.host_port_pool is None, r.rank))
         waiting, self._open = self._open, []
+        vacancies: defaultdict[object, Vacancies] = defaultdict(Vacancies)  # nothing is given back meanwhile
         for group in groups(waiting):
-            self._assign(group)
+            alike = frozenset((r.mapping.protocol, r.mapping.host_ip, r.families) for r in group)
+            self._assign(group, vacancies[group[0].mapping.host_port_pool is None, alike])
         self._judge()
         changes, self._changes = self._changes, []
         return changes
-
-    def _set_host_ports(self, key: Key, listeners: tuple[Listener, ...]) -> None:
-        """Take the ports that others translate to a container; whom that may concern is judged again."""
-        former = self._host_ports.pop(key, ())
-        if listeners:
-            self._host_ports[key] = listeners
-        if listeners == former:
-            return
-        for listener in former:
-            self._translated[listener.protocol, listener.port].remove(listener)
-        for listener in listeners:
-            self._translated.setdefault((listener.protocol, listener.port), []).append(listener)
-        self._dirty.update(((each.protocol, each.port), None) for each in (*former, *listeners))
 
     def _former_port(self, request: Request, exact: Container[int]) -> int | None:
         """Give the port that a floating request had, unless its container asks for that one by number."""
@@ -207,7 +198,7 @@ class Ledger:
                     winners.append(request)
                     self._report(request, State.ACTIVE)
 
-    def _assign(self, group: list[Request]) -> None:
+    def _assign(self, group: list[Request], vacancies: Vacancies) -> None:
         """Give the first port that is free for the whole group."""
         if refusal := self._refusal(group[0]):
             self._leave_open(group, State.REFUSED, refusal)
@@ -215,18 +206,22 @@ class Ledger:
         pool = group[0].mapping.host_port_pool
         low, high = pool or self._host.automatic
         start = low if pool else self._lowest_automatic  # what lies below may be free for other protocols, families
-        for port in itertools.chain(range(start, high + 1), range(low, start)):
-            if pool is None and port in self._host.reserved:
-                continue
-            if any(self._holder(r, port, self._bucket(r, port)) for r in group):
-                continue
-            for request in group:
-                request.port = port
-                self._enter(request)
-            if pool is None and port == self._lowest_automatic and is_wildcard(group[0].mapping.host_ip):
-                self._lowest_automatic = port + 1
-            return
+        for begin, end in ((start, high), (low, start - 1)):
+            while (port := vacancies.first(begin)) <= end:
+                vacancies.take(port)
+                if self._is_free(group, port):
+                    for request in group:
+                        request.port = port
+                        self._enter(request)
+                    if pool is None and port == self._lowest_automatic and is_wildcard(group[0].mapping.host_ip):
+                        self._lowest_automatic = port + 1
+                    return
         self._leave_open(group, State.WAITING, ALL_ALLOCATED)
+
+    def _is_free(self, group: list[Request], port: int) -> bool:
+        if group[0].mapping.host_port_pool is None and port in self._host.reserved:
+            return False
+        return not any(self._holder(r, port, self._bucket(r, port)) for r in group)
 
     def _leave_open(self, group: list[Request], state: State, reason: str) -> None:
         self._open.extend(group)
@@ -257,7 +252,7 @@ class Ledger:
                 where = socket_text(other.mapping.host_ip, port, protocol)
                 return f"{where} is held by {title(other.owner, other.pod)}"
         # Of two that translate a port the kernel heeds one, by an order that nobody promises: never be the second.
-        for listener in self._translated.get((protocol, port), ()):
+        for listener in self._translated.at(protocol, port):
             if request.overlaps(listener.address, listener.families):
                 return f"{socket_text(listener.address, port, protocol)} is held by {listener.holder}"
         # A published port is not lost to a program that starts to listen on it later: packets do not reach it.
