@@ -133,6 +133,9 @@ def test_from_the_annotation_to_the_answer(ctrport: Cli, watcher: Watcher, cri: 
     assert "shop/web" in shown
     assert "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp" in shown
     assert "published pod shop/web 8080/tcp" in watcher.log
+    assert ctrport("port", "shop/web").stdout == "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080\n"
+    missing = ctrport("port", "shop/nothing")
+    assert (missing.returncode, "there is no pod shop/nothing" in missing.stderr) == (1, True)
 
 
 def test_ipv4_only(watcher: Watcher, cri: Cri, containerd: LabContainerd, lab: Lab):
@@ -246,6 +249,7 @@ def test_the_death_of_the_pause_container_and_a_new_sandbox(ctrport: Cli, watche
         assert again.addresses != pod.addresses
         with serve(again.netns, 80, name="again"):
             answers(lab, 8080, "again")
+            assert ctrport("port", "shop/web", "80").stdout.splitlines()[0] == "0.0.0.0:8080"
             cri.remove(pod)
             watcher.signal(signal.SIGHUP)
             answers(lab, 8080, "again")

@@ -23,7 +23,7 @@ Names = Annotated[list[str], typer.Argument(metavar="CONTAINER...")]
 
 def port(
     context: typer.Context,
-    container: Annotated[str, typer.Argument()],
+    container: Annotated[str, typer.Argument(help="A pod: NAMESPACE/NAME.")],
     which: Annotated[str | None, typer.Argument(metavar="[PORT[/PROTO]]")] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
@@ -34,8 +34,7 @@ def port(
 
     wanted = parse_port_argument(which) if which else None
     settings: Settings = context.obj
-    key = _key(settings, container)
-    entry = asyncio.run(_entry(settings, key))
+    entry = asyncio.run(_entry(settings, container))
     shown = port_lines(_published(entry), *(wanted or ()))
     if wanted and not shown:
         number, protocol = wanted
@@ -144,14 +143,15 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
         raise typer.Exit(1)
 
 
-async def _entry(settings: Settings, key: Key) -> dict[str, Any]:
+async def _entry(settings: Settings, name: str) -> dict[str, Any]:
     from ctrport.containerd.client import Client  # noqa: PLC0415
     from ctrport.observe import bindings  # noqa: PLC0415
 
     async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-        await client.container(key)
+        # A slash stands in no container's id, and in every pod's name.
+        found = await (client.pod(name) if "/" in name else client.container(_key(settings, name)))
         for entry in await bindings(settings, client):
-            if Key(entry["namespace"], entry["id"]) == key:
+            if Key(entry["namespace"], entry["id"]) == found.key:
                 return entry
     return {"addresses": [], "mappings": []}
 
