@@ -24,6 +24,8 @@ KERNEL_TOOLS = {
     "sysctl": "procps",
     "tcpdump": "tcpdump",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "dockerd": "docker.io",
+    "/usr/lib/podman/netavark": "netavark",
 }
 E2E_TOOLS = {
     **KERNEL_TOOLS,
@@ -35,6 +37,14 @@ E2E_TOOLS = {
     "redis-cli": "redis-tools",
 }
 NEEDS = {"kernel": KERNEL_TOOLS, "e2e": E2E_TOOLS}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--containerd",
+        metavar="SUITE",
+        help="run the end-to-end tests against the containerd of another Debian suite (trixie, forky)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -55,7 +55,7 @@ class Service:
             self._turn.release()
 
     def uncertain(self) -> tuple[Key, ...]:
-        """Give the containers whose tasks gave no clear answer: they were left as they were."""
+        """Give the containers that are to be looked at once more."""
         return tuple(self._reconciler.snapshot.uncertain)
 
     async def resync(self) -> Json:
@@ -70,7 +70,7 @@ class Service:
                 changes += await self._reconciler.refresh(connected)
             await self._remove_exited()
             self.last_resync = time.time()
-        return {"changes": len(changes), **await self.bindings()}
+        return {"changes": len(changes), "trouble": self._trouble, **await self.bindings()}
 
     async def converge(self, containers: list[list[str]]) -> Json:
         """Bring a few containers' ports to what they should be; gives their mappings."""
@@ -130,13 +130,18 @@ class Service:
         async with self._turn:
             if owned or key not in self._reconciler.reserved:
                 await self._release(key)
-        return self._container(key)
+        return {**self._container(key), "trouble": self._trouble}
 
     async def bindings(self, container: list[str] | None = None) -> Json:
         """Give the mappings of one container or of all, as of the last pass."""
         reconciler = self._reconciler
         keys = [Key(*container)] if container else sorted(reconciler.snapshot.workloads)
         return {"containers": [self._container(key) for key in keys], "last_resync": self.last_resync}
+
+    @property
+    def _trouble(self) -> list[str]:
+        """What this host needs and the last pass could not set."""
+        return list(self._reconciler.host_settings.trouble)
 
     def _check_given(self, key: Key) -> None:
         lost = [b for b in self._reconciler.bindings(key) if b.state is not State.ACTIVE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from ipaddress import IPv4Address, IPv6Address
@@ -133,7 +134,9 @@ def foreign(writer: Writer) -> str:
 
 def test_the_table_is_what_the_valid_ones_ask(writer: Writer, foreign: str):
     """Hundreds of sets of records, read in a full pass and by events: what is asked, and nothing else touched."""
-    host = writer.lab.host.call(facts.read)
+    relays = writer.reconciler.settings.config.relay_ipv6_loopback
+    host = writer.lab.host.call(lambda: facts.read(relays=relays))
+    foreign_port = Listener(Protocol.TCP, 9999, IPv4Address(0), (4,), translated=True)
     nft = writer.lab.host.call(LibNft)
     fake = writer.containerd
     numbers = itertools.count(1)
@@ -171,7 +174,7 @@ def test_the_table_is_what_the_valid_ones_ask(writer: Writer, foreign: str):
         fake.records = {key: made[key] for key in early}
         fake.processes = {key: processes[key] for key in early}
         writer.wait(passes(early, {key: made[key] for key in late}, processes))
-        ledger = Ledger(host)
+        ledger = Ledger(dataclasses.replace(host, listeners=(*host.listeners, foreign_port)))
         for part in (wanted[:split], wanted[split:]):
             for each_wanted in part:
                 ledger.put(each_wanted)

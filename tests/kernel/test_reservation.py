@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import resource
 import socket
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from ctrport import claims
+from ctrport.claims import Claims
+from ctrport.errors import KernelError
 from ctrport.host import facts
 from ctrport.host.reservation import Reservation
 from ctrport.model import ports
@@ -58,7 +60,7 @@ class Host:
         self.settle()
 
     def settle(self) -> list[Change]:
-        return self.lab.host.call(lambda: claims.settle(self.ledger, self.reservation))
+        return self.lab.host.call(lambda: asyncio.run(Claims(self.reservation).settle(self.ledger)))
 
     def bind(self, proto: Proto, address: str, port: int, *options: int, v6only: bool = True) -> socket.socket:
         """Bind as another program would; options are of SOL_SOCKET."""
@@ -205,6 +207,24 @@ def test_a_pool_takes_the_next_port(host: Host):
         assert host.lab.host.call(facts.listeners) == ()
         (binding,) = host.publish("8080-8085:80")
     assert (binding.state, binding.host_port) == (State.ACTIVE, 8081)
+    assert len(host.reservation) == 1
+
+
+def test_what_a_failed_attempt_gave_out_is_tried_again(host: Host, monkeypatch: pytest.MonkeyPatch):
+    """The kernel fails to say who has 8080: the next attempt still finds out that it cannot be published."""
+
+    def refuse(*_: object) -> None:
+        raise KernelError("the kernel refused to list sockets")
+
+    with host.bind("tcp", "0.0.0.0", 8080):  # noqa: S104
+        with monkeypatch.context() as patch:
+            patch.setattr(facts, "sockets", refuse)
+            with pytest.raises(KernelError):
+                host.publish("8080:80 8081:81")
+        changes = host.settle()
+        bindings = host.ledger.bindings(Key("default", "web"))
+    assert [(b.host_port, b.state) for b in bindings] == [(8080, State.WAITING), (8081, State.ACTIVE)]
+    assert [(c.old, c.new) for c in changes] == [(None, b) for b in bindings]
     assert len(host.reservation) == 1
 
 

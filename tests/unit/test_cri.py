@@ -196,7 +196,7 @@ def test_the_workload_of_a_pod():
         {"container_port": 80, "host_port": 9091, "host_ip": "2001:db8::1"},
     ]
     container = pod(sandbox_metadata("8080:80 nonsense", port_mappings=ports))
-    holder = "a hostPort of pod shop/web"
+    holder = "the hostPort of pod shop/web"
     workload = read_workload(container, BOTH)
     assert workload == Workload(
         key=KEY,
@@ -206,8 +206,8 @@ def test_the_workload_of_a_pod():
         endpoint=BOTH,
         pod=POD,
         host_ports=(
-            Listener(Protocol.TCP, 9090, ip_address("0.0.0.0"), (4, 6), holder),  # noqa: S104 - a wildcard
-            Listener(Protocol.TCP, 9091, ip_address("2001:db8::1"), (6,), holder),
+            Listener(Protocol.TCP, 9090, ip_address("0.0.0.0"), (4, 6), holder, translated=True),  # noqa: S104 - a wildcard
+            Listener(Protocol.TCP, 9091, ip_address("2001:db8::1"), (6,), holder, translated=True),
         ),
     )
     only4 = read_workload(container, Endpoint(ipv4=BOTH.ipv4))

@@ -30,7 +30,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from ctrport.firewall.table import Chain, Element, Elements, Rule, Set, Table
-from ctrport.model.bindings import Incumbent, State, is_wildcard
+from ctrport.model.bindings import IPV6_LOOPBACK, Incumbent, State, is_wildcard
 from ctrport.model.ports import Protocol
 from ctrport.model.workload import Key
 
@@ -111,8 +111,11 @@ class Links:
 
 
 def binding_elements(binding: Binding | None) -> Iterator[tuple[str, Element]]:
-    """Give the map elements that serve a binding: one a family, none unless it is active."""
-    if binding is None or binding.state is not State.ACTIVE:
+    """Give the map elements that serve a binding: one a family, none unless it is active.
+
+    None for [::1] either: what comes from there is relayed.
+    """
+    if binding is None or binding.state is not State.ACTIVE or binding.mapping.host_ip == IPV6_LOOPBACK:
         return
     mapping = binding.mapping
     comment = comment_for(binding.owner)

@@ -96,5 +96,6 @@ def _held(pod: str, mapping: PortMapping, endpoint: Endpoint | None) -> Listener
         port=mapping.host_port or 0,
         address=host_ip or IPv4Address(0),
         families=tuple(families if host_ip is None else {host_ip.version}.intersection(families)),
-        holder=f"a hostPort of pod {pod}",
+        holder=f"the hostPort of pod {pod}",
+        translated=True,
     )

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from ctrport.model.bindings import Binding, Incumbent, is_wildcard
+from ctrport.model.bindings import IPV6_LOOPBACK, Binding, Incumbent, host_families, is_wildcard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ctrport.model.bindings import IPAddress
+    from ctrport.model.bindings import IPAddress, Listener
     from ctrport.model.ports import PortMapping
     from ctrport.model.workload import Key, Pod, Workload
 
@@ -44,7 +44,7 @@ class Request:
 
     @property
     def families(self) -> tuple[int, ...]:
-        return tuple(f for f, address in ((4, self.ipv4), (6, self.ipv6)) if address is not None)
+        return host_families(self.mapping.host_ip, self.ipv4, self.ipv6)
 
     def overlaps(self, address: IPAddress | None, families: Iterable[int]) -> bool:
         """Say whether both want one socket: a wildcard takes all addresses of its families."""
@@ -52,16 +52,24 @@ class Request:
         same_address = is_wildcard(mine) or is_wildcard(address) or mine == address
         return same_address and any(f in families for f in self.families)
 
+    def kept_by(self, listeners: Iterable[Listener]) -> str:
+        """Say who of these has what this request wants; empty when nobody does."""
+        return next((each.reason() for each in listeners if self.overlaps(each.address, each.families)), "")
+
 
 def request_of(workload: Workload, mapping: PortMapping) -> Request:
-    """Give the request that a workload makes by a mapping, in the families that the two have in common."""
+    """Give the request that a workload makes by a mapping, in the families that the two have in common.
+
+    From [::1] both of the container's addresses can be reached.
+    """
     endpoint = workload.endpoint
     host_ip = mapping.host_ip
+    by_ipv4 = host_ip == IPV6_LOOPBACK or not isinstance(host_ip, IPv6Address)
     return Request(
         owner=workload.key,
         created_at=workload.created_at,
         mapping=mapping,
-        ipv4=endpoint.ipv4 if endpoint and not isinstance(host_ip, IPv6Address) else None,
+        ipv4=endpoint.ipv4 if endpoint and by_ipv4 else None,
         ipv6=endpoint.ipv6 if endpoint and not isinstance(host_ip, IPv4Address) else None,
         port=mapping.host_port,
         pod=workload.pod,
