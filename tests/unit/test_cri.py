@@ -222,6 +222,10 @@ def test_the_workload_of_a_pod_on_the_host_s_network():
     container = pod(sandbox_metadata("8080:80", linux=linux))
     assert read_workload(container, BOTH) == Workload(key=KEY, created_at=0, problems=(problem,), pod=POD)
     assert not asks(pod(sandbox_metadata(linux=linux)))
+    broken = Container(key=KEY, created_at=0, host_network=True, sandbox=cri.sandbox(b""))
+    assert read_workload(broken, BOTH) == Workload(
+        key=KEY, created_at=0, problems=("the metadata of its sandbox is not JSON",)
+    )
 
 
 def test_names_for_people():

@@ -55,8 +55,9 @@ def read_workload(
     mappings, errors = ports.parse_list(_wish(container))
     problems = [*filter(None, [sandbox.problem]), *(error.message for error in errors)]
     what = "pod" if container.sandbox else "container"
-    if _wish(container) and (container.host_network or sandbox.host_network):
-        problems.insert(0, f"the {what} uses the host's network: its ports are the host's already")
+    if container.host_network or sandbox.host_network:
+        if _wish(container):
+            problems.insert(0, f"the {what} uses the host's network: its ports are the host's already")
         mappings, endpoint = (), None  # its interface would be one of the host's uplinks
     elif endpoint is not None and endpoint.interface in internal:
         problems.insert(0, f"the {what} is on an internal network: its ports are not published")
