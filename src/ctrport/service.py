@@ -82,7 +82,7 @@ class Service:
         }
 
     def uncertain(self) -> tuple[Key, ...]:
-        """Give the containers whose tasks gave no clear answer: they were left as they were."""
+        """Give the containers that are to be looked at once more."""
         return tuple(self._reconciler.snapshot.uncertain)
 
     async def resync(self) -> Json:
