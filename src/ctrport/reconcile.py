@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ctrport import claims, journal
 from ctrport.errors import ContainerdError, KernelError, NotFoundError
 from ctrport.firewall import conntrack, record, ruleset
+from ctrport.firewall.changes import transaction
 from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.ruleset import Links
-from ctrport.firewall.table import Transaction, difference
+from ctrport.firewall.table import difference
 from ctrport.host import facts, sysctl
-from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, read_workload
+from ctrport.model.amendment import EXTENSION
+from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, asks_for_exposed, read_workload
 from ctrport.model.ledger import Ledger
 from ctrport.model.workload import Endpoint, Key, Status
 from ctrport.network import networks, proc
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
-    from ctrport.firewall.table import Element, Elements, Listing, Table
+    from ctrport.firewall.table import Elements, Table, Transaction
     from ctrport.host.reservation import Reservation
-    from ctrport.model.bindings import Binding, Change, Incumbent
+    from ctrport.model.annotations import Exposed
+    from ctrport.model.bindings import Binding, Change
     from ctrport.model.workload import Container, Task, Workload
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ class Reconciler:
         self.settings = settings
         self.snapshot = Snapshot()
         self.reserved: dict[Key, Workload] = {}  # by `run`, for containers that do not run yet
+        self.trials: dict[Key, bytes] = {}  # by `publish`: extensions that containerd is not told of yet
         self.ledger: Ledger | None = None
         self._client = client
         self._nft = nft
@@ -79,7 +83,7 @@ class Reconciler:
         listing = await asyncio.to_thread(self._nft.listing)
         host = await asyncio.to_thread(facts.read)
         if self.ledger is None:
-            self.ledger = Ledger(host, _incumbents(listing))
+            self.ledger = Ledger(host, ruleset.served(listing.elements) if listing else None)
         else:
             self.ledger.set_host(host)
         self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
@@ -122,7 +126,7 @@ class Reconciler:
         links = self._links()
         sysctl.ensure_for(self.settings.state, links.every, ipv6=self._serves_ipv6())
         await asyncio.to_thread(self._firewalls.ensure_once, links)
-        await self._commit(self._difference(changes, links))
+        await self._commit(transaction(self._elements, changes, links))
         self._believed = True
         journal.log_changes(changes)
         return changes
@@ -139,7 +143,7 @@ class Reconciler:
                 continue
             containers = await self._client.containers(namespace)
             seen.update(c.key for c in containers)
-            asking = [c for c in containers if asks(c.annotations) or _is_auto_remove(c)]
+            asking = [c for c in containers if self._concerns_us(c)]
             tasks = await self._client.tasks(namespace) if asking else {}
             for container in asking:
                 await self._note(container, tasks.get(container.key.id))
@@ -156,7 +160,7 @@ class Reconciler:
             self.snapshot.known.discard(key)
             return
         self.snapshot.known.add(key)
-        if asks(container.annotations) or _is_auto_remove(container):
+        if self._concerns_us(container):
             await self._note(container, await self._client.task(key))
         else:
             self.snapshot.workloads.pop(key, None)
@@ -166,11 +170,14 @@ class Reconciler:
         key = container.key
         before = self.snapshot.workloads.get(key)
         self.snapshot.uncertain.discard(key)
+        if key in self.trials:
+            container = replace(container, extensions={**container.extensions, EXTENSION: self.trials[key]})
         try:
             if task is None and before is not None and before.endpoint is not None:
                 task = await self._client.task(key)  # a listing leaves out a task whose shim does not answer
             live = task is not None and task.status.live
             endpoint = await self._endpoint(container, task) if live and task else None
+            exposed = await self.exposed(container)
         except ContainerdError as error:
             log.warning("no clear answer about the task of %s: %s", key, error.message)
             self.snapshot.uncertain.add(key)
@@ -182,7 +189,8 @@ class Reconciler:
         if exited and _is_auto_remove(container) and key not in self.reserved:
             self.snapshot.exited_for_good.add(key)
         self.snapshot.workloads.pop(key, None)
-        if (workload := read_workload(container, endpoint, internal=self._internal)) is not None:
+        workload = read_workload(container, endpoint, internal=self._internal, exposed=exposed)
+        if workload is not None:
             self.snapshot.workloads[key] = workload
             if before is None or before.problems != workload.problems:
                 for problem in workload.problems:
@@ -200,6 +208,21 @@ class Reconciler:
         ipv4, ipv6 = inside.ipv4, inside.ipv6
         towards = next((self._routes.interface_towards(a) for a in (ipv4, ipv6) if a), None)
         return Endpoint(ipv4=ipv4, ipv6=ipv6, interface=towards)
+
+    async def exposed(self, container: Container) -> Exposed | None:
+        """Give the ports that a container's image exposes, where its annotation asks for them by `all`.
+
+        None when they are not known. The image may be removed while the container runs: what was read stays.
+        """
+        if not asks_for_exposed(container):
+            return None
+        before = self.snapshot.workloads.get(container.key)
+        if before is not None and before.exposed is not None and before.created_at == container.created_at:
+            return before.exposed
+        return await self._client.exposed_ports(container)
+
+    def _concerns_us(self, container: Container) -> bool:
+        return asks(container) or container.key in self.trials or _is_auto_remove(container)
 
     def _put(self, keys: Iterable[Key]) -> None:
         """Put what was read into the ledger."""
@@ -238,28 +261,6 @@ class Reconciler:
     def _serves_ipv6(self) -> bool:
         return any(self._elements[name] for name in ruleset.IPV6_MAPS)
 
-    def _difference(self, changes: list[Change], links: Links) -> Transaction:
-        """Give the element changes of a few bindings, and take them into what the kernel is to hold."""
-        touched: dict[tuple[str, str], Element | None] = {}
-        for change in changes:
-            touched |= {(name, e.key): None for name, e in ruleset.binding_elements(change.old)}
-        for change in changes:
-            touched |= {(name, e.key): e for name, e in ruleset.binding_elements(change.new)}
-        for name, elements in links.elements().items():
-            touched |= {(name, key): None for key in self._elements[name]}
-            touched |= {(name, key): e for key, e in elements.items()}
-        transaction = Transaction(ruleset.ADDRESS)
-        for (name, key), new in touched.items():
-            old = self._elements[name].pop(key, None)
-            if new is not None:
-                self._elements[name][key] = new
-            if old != new:
-                if old is not None:
-                    transaction.delete(name, old)
-                if new is not None:
-                    transaction.add(name, new)
-        return transaction
-
     async def _commit(self, transaction: Transaction | None) -> None:
         if not transaction:
             return
@@ -287,11 +288,3 @@ class Reconciler:
 
 def _is_auto_remove(container: Container) -> bool:
     return container.annotations.get(AUTO_REMOVE) == "true"
-
-
-def _incumbents(listing: Listing | None) -> dict[Incumbent, set[int]]:
-    """Give the mappings that the kernel serves, by what names them: read once, when a writer starts."""
-    found: dict[Incumbent, set[int]] = {}
-    for incumbent, port in ruleset.incumbents(listing.elements) if listing else ():
-        found.setdefault(incumbent, set()).add(port)
-    return found

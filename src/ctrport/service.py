@@ -13,6 +13,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
+from ctrport import amend
 from ctrport.errors import ConflictError, CtrportError, HostError, KernelError
 from ctrport.model import ports
 from ctrport.model.bindings import State
@@ -131,6 +132,20 @@ class Service:
             if owned or key not in self._reconciler.reserved:
                 await self._release(key)
         return self._container(key)
+
+    async def publish(self, container: list[str], specs: str) -> Json:
+        """Add mappings to a container while it runs; see `amend`."""
+        key = Key(*container)
+        async with self._turn:
+            result = await amend.publish(self._client, self._reconciler, key, specs)
+        return {**self._container(key), **result}
+
+    async def unpublish(self, container: list[str], specs: str | None) -> Json:
+        """Withdraw mappings from a container, all of them for None; see `amend`."""
+        key = Key(*container)
+        async with self._turn:
+            result = await amend.unpublish(self._client, self._reconciler, key, specs)
+        return {**self._container(key), **result}
 
     async def bindings(self, container: list[str] | None = None) -> Json:
         """Give the mappings of one container or of all, as of the last pass."""
@@ -251,6 +266,8 @@ class Session:
             "converge": service.converge,
             "bindings": service.bindings,
             "resync": service.resync,
+            "publish": service.publish,
+            "unpublish": service.unpublish,
             "create_network": service.create_network,
             "remove_network": service.remove_network,
         }

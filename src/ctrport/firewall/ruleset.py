@@ -159,6 +159,14 @@ def incumbents(elements: Elements) -> Iterator[tuple[Incumbent, int]]:
                 yield incumbent, int(port)
 
 
+def served(elements: Elements) -> dict[Incumbent, set[int]]:
+    """Give the host ports that elements of our maps serve, by whose mapping they are."""
+    found: dict[Incumbent, set[int]] = {}
+    for incumbent, port in incumbents(elements):
+        found.setdefault(incumbent, set()).add(port)
+    return found
+
+
 def comment_for(owner: Key) -> str:
     """Give the comment that names a container on its elements.
 

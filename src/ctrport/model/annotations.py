@@ -1,59 +1,134 @@
-"""The words on a container that are addressed to us.
+"""The words on a container that are addressed to us, and what they come to.
 
-All of them are OCI annotations of the container's spec. Labels are not read: an image's labels become the
-container's, so a label can be the wish of an image's author.
+They are OCI annotations of the container's spec, and the extension that `publish` and `unpublish` write. Labels
+are not read: an image's labels become the container's, so a label can be the wish of an image's author.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ctrport.model import ports
+from ctrport.errors import InputError, PortSpecError
+from ctrport.model import amendment, ports
+from ctrport.model.amendment import EXTENSION, Amendment
+from ctrport.model.ports import PortMapping, Protocol
 from ctrport.model.workload import Endpoint, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable
 
     from ctrport.model.workload import Container
 
 PUBLISH = "ctrport.io/publish"  # port specs, separated by commas or white space
 NETWORK = "ctrport.io/network"  # by `ctrport run`: the network that the container is on
 AUTO_REMOVE = "ctrport.io/rm"  # by `ctrport run -d --rm`: remove the container once it has exited
+ALL = "all"  # among the port specs: every exposed port of the image that is not named, as `docker run -P`
 
 # Containers of a cluster's pods are not ours to publish: that would go round Pod Security's ban of hostPort.
 CRI_KIND = "io.cri-containerd.kind"
 # dockerd keeps its containers here, and publishes their ports itself.
 FOREIGN_NAMESPACES = frozenset({"moby", "plugins.moby"})
 
+Exposed = tuple[tuple[int, Protocol], ...]
 
-def asks(annotations: Mapping[str, str]) -> bool:
-    """Whether a container asks for ports at all."""
-    return bool(annotations.get(PUBLISH, "").strip())
+
+def asks(container: Container) -> bool:
+    """Whether a container asks for ports, or has words on it that are to be reported."""
+    return bool(container.annotations.get(PUBLISH, "").strip()) or EXTENSION in container.extensions
+
+
+def asks_for_exposed(container: Container) -> bool:
+    """Whether the annotation can only be read with the image's exposed ports."""
+    return ALL in ports.specs(container.annotations.get(PUBLISH, ""))
+
+
+def exposed_ports(image_config: dict[str, Any]) -> Exposed:
+    """Give what an image's config exposes; what is no port there is left out, as it is a stranger's text."""
+    config = image_config.get("config")
+    names = config.get("ExposedPorts") if isinstance(config, dict) else None
+    found = set()
+    for name in names if isinstance(names, dict) else ():
+        try:
+            found.add(ports.parse_port_argument(name))
+        except PortSpecError:
+            continue
+    return tuple(sorted(found))
+
+
+def automatic(exposed: Iterable[tuple[int, Protocol]], named: Iterable[PortMapping]) -> tuple[PortMapping, ...]:
+    """Give Docker's -P: a port of the host's choice for each exposed port that no mapping names."""
+    taken = {(mapping.container_port, mapping.protocol) for mapping in named}
+    return tuple(PortMapping(container_port=p, protocol=proto) for p, proto in sorted({*exposed} - taken))
+
+
+def barred(container: Container) -> str:
+    """Say why a container's ports are not ours to publish; empty when they are.
+
+    Containers of nerdctl are not barred. It has its CNI plugins publish what `nerdctl run -p` asks for, of which
+    none of the words that we read says anything: what is read on them was meant for us.
+    """
+    if container.key.namespace in FOREIGN_NAMESPACES:
+        return "the container is dockerd's, which publishes its ports itself"
+    if CRI_KIND in container.labels:
+        return "the container belongs to a pod, and pods publish nothing"
+    if container.host_network:
+        return "the container uses the host's network: its ports are the host's already"
+    return ""
+
+
+def annotated(
+    container: Container, exposed: Exposed | None
+) -> tuple[tuple[PortMapping, ...], tuple[PortSpecError, ...]]:
+    """Give what the annotation alone asks for, and what of it cannot be read.
+
+    `exposed` are the image's ports, None when they are not known.
+    """
+    value = container.annotations.get(PUBLISH, "")
+    if not asks_for_exposed(container):
+        return ports.parse_list(value)
+    mappings, errors = ports.parse_list(" ".join(spec for spec in ports.specs(value) if spec != ALL))
+    if exposed is None:
+        unknown = PortSpecError(f"port spec {ALL!a}: image {container.image!a} is not here to say what it exposes")
+        return mappings, (*errors, unknown)
+    return (*mappings, *automatic(exposed, mappings)), errors
+
+
+def amended(container: Container) -> tuple[Amendment, tuple[str, ...]]:
+    """Give what was changed since the container was made; what cannot be read counts as no change."""
+    try:
+        return amendment.read(container.extensions.get(EXTENSION)), ()
+    except InputError as error:
+        return Amendment(), (error.message,)
 
 
 def read_workload(
-    container: Container, endpoint: Endpoint | None, *, internal: Collection[str] = ()
+    container: Container,
+    endpoint: Endpoint | None,
+    *,
+    internal: Collection[str] = (),
+    exposed: Exposed | None = None,
 ) -> Workload | None:
     """Give what a container asks for, None when it asks for nothing or must not ask.
 
     `internal` are the bridges of networks whose containers have no published ports.
     """
-    if not asks(container.annotations) or container.key.namespace in FOREIGN_NAMESPACES:
+    reason = barred(container)
+    if not asks(container) or (reason and not container.host_network):
         return None
-    if CRI_KIND in container.labels:
-        return None
-    mappings, errors = ports.parse_list(container.annotations[PUBLISH])
-    problems = tuple(error.message for error in errors)
-    if container.host_network:
-        problems = ("the container uses the host's network: its ports are the host's already", *problems)
-        mappings = ()
-    elif endpoint is not None and endpoint.interface in internal:
-        problems = ("the container is on an internal network: its ports are not published", *problems)
-        mappings = ()
+    asked, errors = annotated(container, exposed)
+    changes, problems = amended(container)
+    problems = (*(error.message for error in errors), *problems)
+    requests = changes.apply(asked)
+    if not reason and endpoint is not None and endpoint.interface in internal:
+        reason = "the container is on an internal network: its ports are not published"
+    if reason:
+        problems, requests = (reason, *problems), ()
     return Workload(
         key=container.key,
         created_at=container.created_at,
-        requests=mappings,
+        requests=requests,
+        asked_at=changes.added,
+        exposed=exposed,
         problems=problems,
         endpoint=endpoint,
     )

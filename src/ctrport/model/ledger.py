@@ -1,7 +1,8 @@
 """Who gets which host port.
 
 Theory of operation. Every request for a host port stands in one *bucket*, named by protocol and port. Within a
-bucket requests are served in the order of their containers' creation; one that overlaps an earlier winner waits.
+bucket requests are served in the order in which they were asked for, which is their containers' creation unless
+`publish` came later; one that overlaps an earlier winner waits.
 Requests for a port of the host's choice (pools and automatic ones) are first given a port and then stand in
 that port's bucket like any other. A change touches the buckets of the container that changed and no others, so
 its cost does not grow with the number of containers.
@@ -95,8 +96,9 @@ class Ledger:
         self._requests[workload.key] = new
         exact = {r.port for r in new.values() if not r.floating and r.port is not None}
         for identity, request in new.items():
-            if request.created_at != workload.created_at:  # a reservation has become a container
-                self._rank(request, workload.created_at)
+            asked_at = workload.rank_of(request.mapping)
+            if request.asked_at != asked_at:  # a reservation has become a container
+                self._rank(request, asked_at)
             if identity not in old:
                 if request.floating:
                     request.port = self._former_port(request, exact)
@@ -143,8 +145,8 @@ class Ledger:
         bisect.insort(self._buckets.setdefault(name, []), request, key=lambda r: r.rank)
         self._dirty[name] = None
 
-    def _rank(self, request: Request, created_at: int) -> None:
-        request.created_at = created_at
+    def _rank(self, request: Request, asked_at: int) -> None:
+        request.asked_at = asked_at
         if request.port is not None:
             name = (request.mapping.protocol, request.port)
             self._buckets[name].sort(key=lambda r: r.rank)

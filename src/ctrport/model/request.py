@@ -21,7 +21,7 @@ class Request:
     """One mapping that one container asks for; `port` is the host port it has or is to have."""
 
     owner: Key
-    created_at: int
+    asked_at: int
     mapping: PortMapping
     ipv4: IPv4Address | None
     ipv6: IPv6Address | None
@@ -30,7 +30,7 @@ class Request:
 
     @property
     def rank(self) -> tuple[int, Key]:
-        return self.created_at, self.owner
+        return self.asked_at, self.owner
 
     @property
     def floating(self) -> bool:
@@ -58,7 +58,7 @@ def request_of(workload: Workload, mapping: PortMapping) -> Request:
     host_ip = mapping.host_ip
     return Request(
         owner=workload.key,
-        created_at=workload.created_at,
+        asked_at=workload.rank_of(mapping),
         mapping=mapping,
         ipv4=endpoint.ipv4 if endpoint and not isinstance(host_ip, IPv6Address) else None,
         ipv6=endpoint.ipv6 if endpoint and not isinstance(host_ip, IPv4Address) else None,
