@@ -11,6 +11,7 @@ from ctrport.model.annotations import NETWORK
 from ctrport.model.workload import Status
 from ctrport.network import files, netns
 from ctrport.run import process, translate
+from ctrport.run.translate import RESTART_POLICY, RESTART_STATUS, RESTART_STOPPED
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
@@ -39,24 +40,38 @@ async def start(settings: Settings, client: Client, link: Writer, key: Key) -> b
     await _connect(link, container)
     if task is not None:
         await client.delete_task(key)
-    terminal = (await client.spec(key)).get("process", {}).get("terminal")
-    log = None if terminal else where / "output.log"
-    command = translate.start(settings, detach=True, name=key.id, pid_file=where / "pid", log=log)
-    try:
-        await process.run(command, f"start container {key.id}")
-    except process.RunError:
-        if not await _runs(client, key):  # containerd's restart monitor may have been faster
-            with suppress(CtrportError):
-                await client.delete_task(key)
-            raise
-    if translate.RESTART_STATUS in container.labels:  # after the start: the monitor starts what has no task
-        again = {translate.RESTART_STATUS: "running", translate.RESTART_STOPPED: ""}
-        await client.set_labels(key, again)
+    await _start_task(settings, client, container, where)
     (entry,) = (await link.call("converge", containers=[list(key)]))["containers"]
     if lost := [m for m in entry["mappings"] if m["state"] != "active"]:
         reasons = "; ".join(f"container port {m['container_port']}: {m['reason']}" for m in lost[:5])
         raise ConflictError(f"container {key.id} runs, but not with all of its ports: {reasons}")
     return True
+
+
+async def _start_task(settings: Settings, client: Client, container: Container, where: Path) -> None:
+    """Start the task, out of reach of containerd's restart monitor, which knows the container by its status label.
+
+    By a label that says `stopped` the monitor would end the task that we start, by `running` start one of its own.
+    """
+    key = container.key
+    status = {name: container.labels.get(name, "") for name in (RESTART_STATUS, RESTART_STOPPED)}
+    has_policy = RESTART_POLICY in container.labels or bool(status[RESTART_STATUS])
+    if has_policy:
+        await client.set_labels(key, dict.fromkeys(status, ""))
+    terminal = (await client.spec(key)).get("process", {}).get("terminal")
+    log = None if terminal else where / "output.log"
+    command = translate.start(settings, detach=True, name=key.id, pid_file=where / "pid", log=log)
+    try:
+        await process.run(command, f"start container {key.id}")
+    except BaseException:
+        with suppress(CtrportError):
+            await client.delete_task(key)
+        if has_policy:
+            with suppress(CtrportError):
+                await client.set_labels(key, status)
+        raise
+    if has_policy:
+        await client.set_labels(key, {RESTART_STATUS: "running"})
 
 
 async def _connect(link: Writer, container: Container) -> None:
@@ -72,8 +87,3 @@ async def _connect(link: Writer, container: Container) -> None:
             f"container {container.key.id} cannot be started: its network namespace {path!a} is gone",
             hint="ctrport rm, and run it anew",
         )
-
-
-async def _runs(client: Client, key: Key) -> bool:
-    task = await client.task(key)
-    return task is not None and task.status.live
