@@ -127,15 +127,16 @@ def _find(
 ) -> list[PortMapping]:
     """Give the mappings that are named, as they were asked for."""
     asked = set(there)
-    given = {
+    given: dict[tuple[object, ...], PortMapping] = {
         (b.mapping.host_ip, b.host_port, b.mapping.container_port, b.mapping.protocol): b.mapping
         for b in reconciler.bindings(key)
+        if b.host_port is not None
     }
     found, missing = [], []
     for mapping in named:
         place = (mapping.host_ip, mapping.host_port, mapping.container_port, mapping.protocol)
         match = mapping if mapping in asked else given.get(place)
-        if match is None or (mapping.host_port_pool is not None and mapping not in asked):
+        if match is None:
             missing.append(mapping)
         else:
             found.append(match)
