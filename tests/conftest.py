@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ KERNEL_TOOLS = {
     "sysctl": "procps",
     "tcpdump": "tcpdump",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "dockerd": "docker.io",
+    "/usr/lib/podman/netavark": "netavark",
 }
 E2E_TOOLS = {
     **KERNEL_TOOLS,
@@ -36,9 +39,20 @@ E2E_TOOLS = {
 NEEDS = {"kernel": KERNEL_TOOLS, "e2e": E2E_TOOLS}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--containerd",
+        metavar="SUITE",
+        help="run the end-to-end tests against the containerd of another Debian suite (trixie, forky)",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: needs root; real nf_tables in network namespaces")
     config.addinivalue_line("markers", "e2e: needs root, containerd and runc")
+    # A suite that a script has put into the background is born with SIGINT ignored, and so would be the shells in
+    # our containers, which then cannot trap it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ import re
 import sys
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ctrport.config import Config
 from ctrport.firewall import ruleset
@@ -113,22 +113,26 @@ class FilteredSite:
         bindings = [b for key in ledger.owners() for b in ledger.bindings(key)]
         self.nft.apply(ruleset.build(bindings, LINKS).rebuild())
 
-    def ensure(self, **config: object) -> list[Obstacle]:
+    def ensure(self, links: Links = LINKS, **config: object) -> list[Obstacle]:
         """Let our packets pass other people's firewalls, as a full pass of the program does."""
         wanted = dataclasses.replace(Config(), **config)  # type: ignore[arg-type]
-        return self.host.call(lambda: adjust.ensure(wanted, LINKS))
+        return self.host.call(lambda: adjust.ensure(wanted, links))
 
     def ensure_as_the_service_may(self) -> str:
         """Do the same in a process with the capabilities of the systemd unit; gives what is still in the way."""
-        unit = (Path(__file__).parents[1] / "packaging/systemd/ctrport.service").read_text()
-        (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
-        capabilities = ",".join(["-all", *(f"+{c.removeprefix('CAP_').lower()}" for c in line.split())])
         code = (
-            f"import sys; sys.path[:0] = {sys.path!r}\n"
             "from ctrport.config import Config; from ctrport.firewall.foreign import adjust\n"
             "from filtered import LINKS\n"
             "print(adjust.ensure(Config(), LINKS))"
         )
+        return self.as_the_service_may(code)
+
+    def as_the_service_may(self, code: str) -> str:
+        """Run Python code on the host with the capabilities of the systemd unit, and give what it prints."""
+        unit = (Path(__file__).parents[1] / "packaging/systemd/ctrport.service").read_text()
+        (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+        capabilities = ",".join(["-all", *(f"+{c.removeprefix('CAP_').lower()}" for c in line.split())])
+        code = f"import sys; sys.path[:0] = {sys.path!r}\n{code}"
         setpriv = ("setpriv", "--no-new-privs", f"--bounding-set={capabilities}")
         return self.host.run(*setpriv, sys.executable, "-c", code).stdout
 
@@ -193,6 +197,12 @@ def without_own_table(listing: str) -> str:
     return listing[:start] + listing[listing.index("\n}\n", start) + 3 :]
 
 
+class HasHost(Protocol):
+    """A site of whatever kind."""
+
+    host: Netns
+
+
 class Firewalld:
     """A real firewalld on the host, with a D-Bus and a configuration of its own."""
 
@@ -213,7 +223,7 @@ class Firewalld:
     </busconfig>
     """
 
-    def __init__(self, site: FilteredSite, directory: Path, *, backend: str = "nftables") -> None:
+    def __init__(self, site: HasHost, directory: Path, *, backend: str = "nftables") -> None:
         self._site, self._directory = site, directory
         self.address = f"unix:path={directory / 'bus'}"
         self._environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": self.address}

@@ -40,6 +40,7 @@ PREFIX = "ctrport-test-"
 DIRECTORY = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
 PEERSERVER = Path(__file__).with_name("peerserver.py")
+UNSPECIFIED = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - inside the lab
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count(1)
@@ -397,10 +398,21 @@ def serve(
     name: str | None = None,
 ) -> Server:
     """Start a server in `ns` that tells whom it saw; it is listening when this returns."""
-    name = name or ns.label
-    address = bind or ("::" if family == 6 else "0.0.0.0")  # noqa: S104 - inside the lab
+    return _start_server(ns, name or ns.label, [(proto, family, bind or UNSPECIFIED[family], port)])
+
+
+def serve_everything(ns: Netns, *ports: int, loopback: int | None = None) -> Server:
+    """Start one process that serves several ports, tcp and udp, both families; one more on 127.0.0.1 alone."""
+    protocols: tuple[Protocol, ...] = ("tcp", "udp")
+    wanted = [(proto, f, UNSPECIFIED[f], port) for port in ports for proto in protocols for f in (4, 6)]
+    if loopback:
+        wanted += [(proto, 4, "127.0.0.1", loopback) for proto in protocols]
+    return _start_server(ns, ns.label, wanted)
+
+
+def _start_server(ns: Netns, name: str, wanted: list[tuple[Protocol, int, str, int]]) -> Server:
     process = ns.popen(
-        *(sys.executable, "-I", PEERSERVER, name, proto, str(family), address, str(port)),
+        *(sys.executable, "-I", PEERSERVER, name, *(str(word) for one in wanted for word in one)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -408,8 +420,8 @@ def serve(
     ready, _, _ = select.select([output], [], [], 10)
     if not ready or output.readline() != b"ready\n":
         process.kill()
-        raise AssertionError(f"no server on {proto} port {port} of {ns.label}; its own words are on stderr")
-    return Server(process, name, port)
+        raise AssertionError(f"no server for {wanted} in {ns.label}; its own words are on stderr")
+    return Server(process, name, wanted[0][3])
 
 
 class Connection:

@@ -3,7 +3,7 @@
 It knows the standard library only, so that it runs under `python3 -I` in any network namespace. It prints
 `ready` once it can be asked, and ends when its standard input does: it cannot outlive who started it.
 
-    peerserver.py NAME tcp|udp 4|6 ADDRESS PORT
+    peerserver.py NAME tcp|udp 4|6 ADDRESS PORT [tcp|udp 4|6 ADDRESS PORT …]
 """
 
 import contextlib
@@ -52,8 +52,7 @@ def serve_udp(name: str, server: socket.socket) -> None:
             server.sendmsg([describe(name, peer, (local, port), said)], [(level, kind, control)], 0, peer)
 
 
-def main() -> None:
-    name, protocol, family, address, port = sys.argv[1:]
+def start(name: str, protocol: str, family: str, address: str, port: str) -> None:
     server = socket.socket(
         socket.AF_INET6 if family == "6" else socket.AF_INET,
         socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM,
@@ -71,6 +70,12 @@ def main() -> None:
         server.listen(1024)
     serve = serve_tcp if protocol == "tcp" else serve_udp
     threading.Thread(target=serve, args=(name, server), daemon=True).start()
+
+
+def main() -> None:
+    name, *words = sys.argv[1:]
+    for first in range(0, len(words), 4):
+        start(name, *words[first : first + 4])
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while os.read(0, 4096):

@@ -61,6 +61,7 @@ class Cli:
             **kept,
             # The same code as the tests import, whatever is installed.
             "PYTHONPATH": str(Path(found.origin).parents[1]),
+            "PATH": containerd.environment["PATH"],  # where ctr is of containerd's own version
             "CONTAINERD_ADDRESS": containerd.address,
             "CTRPORT_CONFIG": str(self.config),
             # Output for a reader that is no terminal, and wide enough not to be wrapped.

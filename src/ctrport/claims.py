@@ -1,4 +1,4 @@
-"""The ledger's decisions tried on the kernel: a port is given out once its sockets could be bound.
+"""The ledger and the kernel: a port is given out once its sockets could be bound.
 
 The ledger judges by a list of listeners that is a moment old, and knows nothing of programs that have bound a
 port and do not listen yet. `bind` decides for good, so what it refuses is told to the ledger, which decides again:
@@ -10,37 +10,81 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from ctrport.firewall import ruleset
 from ctrport.host import facts
 from ctrport.model.bindings import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ctrport.firewall.table import Listing
+    from ctrport.host.relay import Relay
     from ctrport.host.reservation import Reservation
-    from ctrport.model.bindings import Listener
+    from ctrport.model.bindings import Binding, Incumbent, Listener
     from ctrport.model.ledger import Ledger
 
 
-async def tell_listeners(ledger: Ledger, listeners: tuple[Listener, ...] | None = None) -> None:
-    """Tell the ledger who listens, by name where somebody stands in the way of a request."""
+def incumbents(listing: Listing | None) -> dict[Incumbent, set[int]]:
+    """Give the mappings that the kernel serves, by what names them: read once, when a writer starts."""
+    found: dict[Incumbent, set[int]] = {}
+    for incumbent, port in ruleset.incumbents(listing.elements) if listing else ():
+        found.setdefault(incumbent, set()).add(port)
+    return found
+
+
+async def tell_listeners(
+    ledger: Ledger, listeners: tuple[Listener, ...] | None = None, translations: Iterable[Listener] = ()
+) -> None:
+    """Tell the ledger who listens, by name where somebody stands in the way of a request, and who translates.
+
+    Translations come first: Docker's says more than the name of the proxy that listens on the same port.
+    """
     found = await asyncio.to_thread(facts.listeners) if listeners is None else listeners
     names: dict[Listener, Listener] = {}
     if contested := ledger.contested(found):
         names = await asyncio.to_thread(facts.named, contested)
-    ledger.set_listeners(names.get(listener, listener) for listener in found)
+    ledger.set_listeners([*translations, *(names.get(listener, listener) for listener in found)])
 
 
-def settle(ledger: Ledger, reservation: Reservation | None) -> list[Change]:
-    """Let the ledger decide, and hold what it gave out; gives what changed in the end."""
-    changes = ledger.settle()
-    if reservation is None:
-        return changes
-    latest = changes = merged(changes)
-    while holders := reservation.update(latest):
-        for holder in holders:
-            ledger.take(holder)
-        latest = merged(ledger.settle())
-        changes = merged([*changes, *latest])
+class Claims:
+    """The sockets that stand for given ports, of a writer that has any: they hold, and they relay [::1]."""
+
+    def __init__(self, reservation: Reservation | None = None, relay: Relay | None = None) -> None:
+        self._reservation = reservation
+        self._relay = relay
+
+    async def settle(self, ledger: Ledger) -> list[Change]:
+        """Let the ledger decide, and hold what it gave out; gives what changed in the end."""
+        changes = merged(await asyncio.to_thread(ledger.settle))
+        if self._relay is not None:
+            self._relay.end(changes)  # first: nothing can be bound beside a socket that listens
+        if self._reservation is None:
+            return changes
+        return await asyncio.to_thread(_hold, ledger, self._reservation, changes)
+
+    async def retry(self, bindings: Iterable[Binding]) -> None:
+        """Hold what could not be held before, and let go what no binding wants."""
+        if self._reservation is not None:
+            await asyncio.to_thread(self._reservation.retry, bindings)
+
+    async def serve(self, bindings: Iterable[Binding | None], *, all_there_are: bool = False) -> None:
+        """Relay [::1] for those of some bindings that want it, now that the kernel serves them."""
+        if self._relay is not None:
+            found = [binding for binding in bindings if binding is not None]
+            await self._relay.serve(found, self._reservation, all_there_are=all_there_are)
+
+
+def _hold(ledger: Ledger, reservation: Reservation, changes: list[Change]) -> list[Change]:
+    latest = changes
+    try:
+        while holders := reservation.update(latest):
+            for holder in holders:
+                ledger.take(holder)
+            latest = merged(ledger.settle())
+            changes = merged([*changes, *latest])
+    except BaseException:
+        ledger.give_back(changes)  # given out and not tried: the next attempt begins with them
+        raise
     return changes
 
 

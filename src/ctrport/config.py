@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ DEFAULT_NAMESPACE = "default"
 DEFAULT_ROOT = Path("/var/lib/ctrport")
 DEFAULT_STATE = Path("/run/ctrport")
 DEFAULT_CONFIG = Path("/etc/ctrport/config.toml")
+DEFAULT_SYSCTL_DIRECTORY = Path("/run/sysctl.d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,9 @@ class Config:
     cni_config: Path = Path("/etc/cni/net.d")  # networks for `run --network cni`
     cni_plugins: tuple[Path, ...] = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))  # Debian's place, and the usual
     reserve_ports: bool = True  # the watcher holds published ports against other programs
+    sysctl_directory: Path | None = DEFAULT_SYSCTL_DIRECTORY  # keeps settings from `sysctl --system`; None: off
+    sysctl_directory_given: bool = False  # by config.toml: it is written whatever namespace this is
+    relay_ipv6_loopback: bool = False  # the watcher passes on tcp from [::1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,10 @@ class Settings:
     root: Path = DEFAULT_ROOT
     state: Path = DEFAULT_STATE
     config: Config = field(default_factory=Config)
+
+    def without_watcher(self) -> Settings:
+        """Give the settings of a process that does not stay: it relays nothing."""
+        return replace(self, config=replace(self.config, relay_ipv6_loopback=False))
 
 
 def load(path: Path, *, required: bool) -> Config:
@@ -64,13 +72,15 @@ def load(path: Path, *, required: bool) -> Config:
         "cni_config": _directory,
         "cni_plugins": _directories,
         "reserve_ports": _flag,
+        "sysctl_directory": _directory_or_none,
+        "relay_ipv6_loopback": _flag,
     }
     values: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in known:
             raise InputError(f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(known)}")
         values[key] = known[key](f"{path}: {key}", value)
-    return Config(**values)
+    return Config(**values, sysctl_directory_given="sysctl_directory" in values)
 
 
 def _mark(where: str, value: Any) -> int:
@@ -101,6 +111,10 @@ def _directory(where: str, value: Any) -> Path:
     if not isinstance(value, str) or not value.startswith("/") or ":" in value:
         raise InputError(f"{where}: {value!r} is not the absolute path of a directory")
     return Path(value)
+
+
+def _directory_or_none(where: str, value: Any) -> Path | None:
+    return None if value == "" else _directory(where, value)
 
 
 def _directories(where: str, value: Any) -> tuple[Path, ...]:

@@ -111,7 +111,7 @@ async def writer(settings: Settings, client: Client) -> AsyncIterator[Writer]:
         await asyncio.sleep(lock.POLL)
     local = None
     try:
-        local = _Local(Service(client, Reconciler(settings, client, LibNft())))
+        local = _Local(Service(client, Reconciler(settings.without_watcher(), client, LibNft())))
         yield local
     finally:
         if local is not None:

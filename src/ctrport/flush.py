@@ -10,7 +10,7 @@ from ctrport.firewall import conntrack
 from ctrport.firewall.foreign import adjust
 from ctrport.firewall.nft import LibNft
 from ctrport.firewall.ruleset import ADDRESS
-from ctrport.host import lock, sysctl
+from ctrport.host import lock, sysctl, sysctl_file
 from ctrport.network import leases, links, networks
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def flush(settings: Settings) -> list[str]:
         ours = [links.host_interface(lease.netns) for lease in leases.every(settings.root)]
         ours += bridges
         done += [f"removed interface {name}" for name in ours if name in there and links.remove_link(name)]
-        return done + sysctl.restore(settings.state)
+        done += sysctl.restore(settings.state)
+        directory = sysctl_file.place(settings.config)
+        if directory is not None and sysctl_file.remove(directory):
+            done.append(f"removed {directory / sysctl_file.NAME}")
+        return done
     finally:
         lock.release(held)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from ctrport.model.bindings import State, socket_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
-    from ctrport.model.bindings import Binding, Change
+    from ctrport.model.bindings import Binding, Change, Listener
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,19 @@ def log_changes(changes: Iterable[Change]) -> None:
             log.info("published %s", _mapping_text(new))
         elif new is not None:
             log.warning("%s %s: %s: %s", new.state, new.owner, new.mapping, new.reason)
+
+
+def log_overlaps(overlaps: Iterable[tuple[Binding, Listener]], told: Collection[str]) -> list[str]:
+    """One line for each mapping that somebody else's rules translate too, but for those told; gives all of them."""
+    lines = [
+        f"{_mapping_text(binding)} is published, and {listener.reason()} too: the rule that stands first answers"
+        for binding, listener in overlaps
+        if listener.translated
+    ]
+    for line in lines:
+        if line not in told:
+            log.warning("%s", line)
+    return lines
 
 
 def _mapping_text(binding: Binding) -> str:

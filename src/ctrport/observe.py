@@ -40,7 +40,7 @@ async def bindings(settings: Settings, client: Client) -> list[dict[str, Any]]:
         if link is not None:
             return list((await link.call("bindings"))["containers"])
     nft = LibNft()
-    reconciler = Reconciler(settings, client, nft)
+    reconciler = Reconciler(settings.without_watcher(), client, nft)
     await reconciler.resync(apply=False)
     listing = await asyncio.to_thread(nft.listing)
     held = listing.elements if listing else {}

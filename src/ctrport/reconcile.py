@@ -13,14 +13,16 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ctrport import claims, journal
-from ctrport.errors import ContainerdError, KernelError, NotFoundError
-from ctrport.firewall import conntrack, record, ruleset
-from ctrport.firewall.changes import transaction
+from ctrport import journal
+from ctrport.claims import Claims, incumbents, tell_listeners
+from ctrport.errors import ContainerdError, NotFoundError
+from ctrport.firewall import record, ruleset
 from ctrport.firewall.foreign.adjust import Firewalls
+from ctrport.firewall.foreign.translations import Translations
+from ctrport.firewall.kernel import KernelTable
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import difference
-from ctrport.host import facts, sysctl
+from ctrport.host import facts, needs
 from ctrport.model.amendment import EXTENSION
 from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, asks_for_exposed, read_workload
 from ctrport.model.ledger import Ledger
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
-    from ctrport.firewall.table import Elements, Table, Transaction
+    from ctrport.firewall.table import Table, Transaction
+    from ctrport.host.relay import Relay
     from ctrport.host.reservation import Reservation
     from ctrport.model.annotations import Exposed
     from ctrport.model.bindings import Binding, Change
@@ -55,22 +58,29 @@ class Snapshot:
 class Reconciler:
     """The state of one writer. Its passes must not run at the same time as each other.
 
-    With a reservation, which only a writer that stays has a use for, published ports are held by sockets.
+    A reservation and a relay, which only a writer that stays has a use for, are sockets for published ports.
     """
 
     def __init__(
-        self, settings: Settings, client: Client, nft: Nft, reservation: Reservation | None = None
+        self,
+        settings: Settings,
+        client: Client,
+        nft: Nft,
+        reservation: Reservation | None = None,
+        relay: Relay | None = None,
     ) -> None:
         self.settings = settings
         self.snapshot = Snapshot()
         self.reserved: dict[Key, Workload] = {}  # by `run`, for containers that do not run yet
         self.trials: dict[Key, bytes] = {}  # by `publish`: extensions that containerd is not told of yet
         self.ledger: Ledger | None = None
+        self.host_settings = needs.HostSettings(settings)
         self._client = client
-        self._nft = nft
+        self._kernel = KernelTable(settings, nft)
+        self._translations = Translations(self._kernel.generation)  # by others
+        self._overlaps: list[str] = []  # with them, as told
         self._firewalls = Firewalls(settings.config)  # of others
-        self._reservation = reservation
-        self._elements: Elements = {}  # what the kernel is to hold
+        self._claims = Claims(reservation, relay)
         self._believed = False  # whether the kernel holds it: not before the first pass, nor after a failure
         self._routes = proc.NetworkNamespace((), ())  # of this host, as of this pass
         self._internal: frozenset[str] = frozenset()  # bridges of internal networks, as of this pass
@@ -80,38 +90,43 @@ class Reconciler:
         doubted, self._believed = not self._believed, False
         self._routes = await asyncio.to_thread(proc.read)
         await self._read_all()
-        listing = await asyncio.to_thread(self._nft.listing)
-        host = await asyncio.to_thread(facts.read)
+        listing = await asyncio.to_thread(self._kernel.listing)
+        host = await asyncio.to_thread(facts.read, relays=self.settings.config.relay_ipv6_loopback)
         if self.ledger is None:
-            self.ledger = Ledger(host, ruleset.served(listing.elements) if listing else None)
+            self.ledger = Ledger(host, incumbents(listing))
         else:
             self.ledger.set_host(host)
         self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
-        await claims.tell_listeners(self.ledger, host.listeners)
-        changes = await asyncio.to_thread(claims.settle, self.ledger, self._reservation)
-        if self._reservation is not None:
-            await asyncio.to_thread(self._reservation.retry, self._bindings())
+        translations = await asyncio.to_thread(self._translations.read, self._routes.addresses, full=True)
+        await tell_listeners(self.ledger, host.listeners, translations)
+        changes = await self._claims.settle(self.ledger)
+        await self._claims.retry(self._bindings())
         links = self._links()
         table = self.table(links)
-        self._elements = table.elements
+        self._kernel.elements = table.elements
         if apply:
-            sysctl.ensure_for(self.settings.state, links.every, ipv6=self._serves_ipv6())
+            self.host_settings.ensure(links, ipv6=self._serves_ipv6())
             await asyncio.to_thread(self._firewalls.ensure, links)
             if record.intact(self.settings.state, table, listing):
                 await self._commit(difference(listing.elements, table.elements, table.address) if listing else None)
                 if doubted:  # a pass may have ended between its rules and its flows, here or in an earlier writer
-                    await self._forget_stale(None)
+                    await asyncio.to_thread(self._kernel.forget_stale, None)
             else:
                 if listing is not None:
                     log.warning("the rules in %s are not the ones to be: replacing the table", table.address)
-                await self._rebuild(table)
+                await asyncio.to_thread(self._kernel.rebuild, table)
+            await self._claims.serve(self._bindings(), all_there_are=True)
             self._believed = True
             journal.log_changes(changes)
+            self._overlaps = journal.log_overlaps(self.ledger.overlaps(), self._overlaps)
         return changes
 
     async def refresh(self, keys: Iterable[Key]) -> list[Change]:
         """Read a few containers and apply what changed for them."""
         if self.ledger is None or not self._believed:
+            return await self.resync()
+        if await asyncio.to_thread(self._kernel.is_disturbed):
+            log.warning("somebody has changed or removed our rules: making a full pass")
             return await self.resync()
         self._believed = False
         keys = tuple(keys)
@@ -121,12 +136,15 @@ class Reconciler:
             await self.look(key)
         self._put(keys)
         if any(key in self.snapshot.workloads or key in self.reserved for key in keys):
-            await claims.tell_listeners(self.ledger)
-        changes = await asyncio.to_thread(claims.settle, self.ledger, self._reservation)
+            translations = await asyncio.to_thread(self._translations.read, self._routes.addresses)
+            await tell_listeners(self.ledger, translations=translations)
+        changes = await self._claims.settle(self.ledger)
         links = self._links()
-        sysctl.ensure_for(self.settings.state, links.every, ipv6=self._serves_ipv6())
+        transaction = self._kernel.difference(changes, links)
+        self.host_settings.ensure(links, ipv6=self._serves_ipv6())
         await asyncio.to_thread(self._firewalls.ensure_once, links)
-        await self._commit(transaction(self._elements, changes, links))
+        await self._commit(transaction)
+        await self._claims.serve(change.new for change in changes)
         self._believed = True
         journal.log_changes(changes)
         return changes
@@ -259,31 +277,10 @@ class Reconciler:
         )
 
     def _serves_ipv6(self) -> bool:
-        return any(self._elements[name] for name in ruleset.IPV6_MAPS)
+        return any(self._kernel.elements[name] for name in ruleset.IPV6_MAPS)
 
     async def _commit(self, transaction: Transaction | None) -> None:
-        if not transaction:
-            return
-        try:
-            await asyncio.to_thread(self._nft.apply, transaction.render())
-        except KernelError as error:
-            log.warning("a change did not apply, replacing the table: %s", error.message)
-            await self._rebuild(self.table())
-        else:
-            await self._forget_stale(conntrack.udp_ports(transaction.deleted, transaction.added))
-
-    async def _rebuild(self, table: Table) -> None:
-        """Replace the whole table in one transaction, and keep what the kernel then lists of it."""
-        self._elements = table.elements
-        await asyncio.to_thread(self._nft.apply, table.rebuild())
-        listing = await asyncio.to_thread(self._nft.listing, elements=False)
-        if listing is not None:
-            record.write(self.settings.state, table, listing)
-        await self._forget_stale(None)
-
-    async def _forget_stale(self, ports: set[int] | None) -> None:
-        """Delete UDP flows that the rules, as they now are, would send elsewhere; None for any port."""
-        await asyncio.to_thread(conntrack.forget_stale, self._elements, self.settings.config.mark, ports)
+        await asyncio.to_thread(self._kernel.commit, transaction, self.table)
 
 
 def _is_auto_remove(container: Container) -> bool:

@@ -71,7 +71,7 @@ class Service:
                 changes += await self._reconciler.refresh(connected)
             await self._remove_exited()
             self.last_resync = time.time()
-        return {"changes": len(changes), **await self.bindings()}
+        return {"changes": len(changes), "trouble": self._trouble, **await self.bindings()}
 
     async def converge(self, containers: list[list[str]]) -> Json:
         """Bring a few containers' ports to what they should be; gives their mappings."""
@@ -131,7 +131,7 @@ class Service:
         async with self._turn:
             if owned or key not in self._reconciler.reserved:
                 await self._release(key)
-        return self._container(key)
+        return {**self._container(key), "trouble": self._trouble}
 
     async def publish(self, container: list[str], specs: str) -> Json:
         """Add mappings to a container while it runs; see `amend`."""
@@ -152,6 +152,11 @@ class Service:
         reconciler = self._reconciler
         keys = [Key(*container)] if container else sorted(reconciler.snapshot.workloads)
         return {"containers": [self._container(key) for key in keys], "last_resync": self.last_resync}
+
+    @property
+    def _trouble(self) -> list[str]:
+        """What this host needs and the last pass could not set."""
+        return list(self._reconciler.host_settings.trouble)
 
     def _check_given(self, key: Key) -> None:
         lost = [b for b in self._reconciler.bindings(key) if b.state is not State.ACTIVE]

@@ -22,6 +22,7 @@ from ctrport.firewall.foreign import firewalld
 from ctrport.firewall.nft import LibNft
 from ctrport.host import lock
 from ctrport.host.notify import notify
+from ctrport.host.relay import Relay
 from ctrport.host.reservation import Reservation
 from ctrport.reconcile import Reconciler
 from ctrport.service import Service
@@ -72,9 +73,11 @@ async def run(settings: Settings) -> None:
     fatal: CtrportError | None = None
     try:
         nft = LibNft()
-        async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
+        async with Client(settings.address, timeout=settings.config.timeout_seconds) as client, Relay() as relay:
             held_ports = Reservation() if settings.config.reserve_ports else None
-            await _watch(settings, client, Service(client, Reconciler(settings, client, nft, held_ports)))
+            relayed_ports = relay if settings.config.relay_ipv6_loopback else None
+            reconciler = Reconciler(settings, client, nft, held_ports, relayed_ports)
+            await _watch(settings, client, Service(client, reconciler))
     except* CtrportError as failures:
         fatal = _first(failures)
     finally:

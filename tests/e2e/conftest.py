@@ -22,10 +22,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+FETCH = Path(__file__).parents[2] / "scripts" / "fetch-debian"
+
+
 @pytest.fixture(scope="session")
-def containerd() -> Iterator[LabContainerd]:
+def containerd_path(request: pytest.FixtureRequest) -> str | None:
+    """Give the folder of the containerd to test against, None for the installed one."""
+    suite = request.config.getoption("--containerd")
+    if suite is None:
+        return None
+    command = [FETCH, suite, "containerd"]
+    fetched = subprocess.run(command, check=True, timeout=300, stdout=subprocess.PIPE, text=True)
+    return f"{fetched.stdout.strip()}/usr/bin"
+
+
+@pytest.fixture(scope="session")
+def containerd(containerd_path: str | None) -> Iterator[LabContainerd]:
     """Give a containerd on a lab's host, which does not forward until somebody sees to it."""
-    with Lab(forwarding=False) as lab, LabContainerd(lab) as instance:
+    with Lab(forwarding=False) as lab, LabContainerd(lab, path=containerd_path) as instance:
         yield instance
 
 

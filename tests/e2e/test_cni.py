@@ -185,10 +185,14 @@ def test_with_the_rights_of_the_service(cni: Cli, lab: Lab):
     (line,) = [line for line in unit.splitlines() if line.startswith("CapabilityBoundingSet=")]
     kept = ",".join(f"+{name.lower().removeprefix('cap_')}" for name in line.partition("=")[2].split())
     prefix = ("setpriv", "--no-new-privs", "--bounding-set", f"-all,{kept}")
-    lab.host.popen(*prefix, *cni.argv("watch"), env=cni.environment)
-    until((cni.state / "watch.sock").exists, within=15, what="the watcher")
-    with cni.container("--network", "cni", "-p", "8080:80"):
-        answers(lab, 8080)
+    watcher = lab.host.popen(*prefix, *cni.argv("watch"), env=cni.environment)
+    try:
+        until((cni.state / "watch.sock").exists, within=15, what="the watcher")
+        with cni.container("--network", "cni", "-p", "8080:80"):
+            answers(lab, 8080)
+    finally:
+        watcher.terminate()
+        watcher.wait(15)
     assert left(cni) == before
 
 

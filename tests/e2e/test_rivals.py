@@ -72,6 +72,23 @@ def test_stop_leaves_a_foreground_run_its_exit_code(ctrport: Cli):
     assert run.returncode == 7, output
 
 
+@pytest.mark.parametrize("watched", [True, False], ids=["watched", "alone"])
+def test_run_on_a_port_that_somebody_translates(ctrport: Cli, request: pytest.FixtureRequest, *, watched: bool):
+    """It fails and names him; nothing is left of it, and his rule is as it was."""
+    if watched:
+        request.getfixturevalue("watcher")
+    host = ctrport.containerd.lab.host
+    rule = ("-p", "tcp", "-m", "tcp", "--dport", "8080", "-j", "DNAT", "--to-destination", "192.0.2.2:80")
+    for command in (("-N", "DOCKER"), ("-A", "PREROUTING", "-j", "DOCKER"), ("-A", "DOCKER", *rule)):
+        host.run("iptables-nft", "-t", "nat", *command)
+    before = host.run("nft", "--stateless", "list", "table", "ip", "nat").stdout
+    result = ctrport("run", "-d", "-p", "8080:80", ctrport.containerd.image)
+    assert result.returncode == 125
+    assert "8080/tcp is translated by Docker (chain DOCKER of iptables nat)" in result.stderr
+    assert ctrport.json("ps", "-a")["containers"] == []
+    assert host.run("nft", "--stateless", "list", "table", "ip", "nat").stdout == before
+
+
 def test_a_watcher_without_privileges_says_so(ctrport: Cli):
     """What the host lacks is told in one line, at once, and not by a traceback or a start that hangs."""
     argv = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", *ctrport.argv("watch")]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ctrport.firewall.foreign import firewalld
-from filtered import HOST, OPEN, REMOTE, SILENCE, FilteredSite, Firewalld, dead, seen, without_own_table
+from ctrport.firewall.foreign import firewalld, translations
+from filtered import HOST, LINKS, OPEN, REMOTE, SILENCE, FilteredSite, Firewalld, dead, seen, without_own_table
 from lab import ask, until
 
 if TYPE_CHECKING:
@@ -75,6 +77,21 @@ def test_with_the_rights_of_the_service(site: FilteredSite, daemon: Firewalld):
     assert site.reach() == OPEN
 
 
+def test_internal_networks_are_put_there_for_their_own_sake_only(site: FilteredSite, daemon: Firewalld):
+    """A zone is a way out: an internal bridge gets it only where firewalld sees what siblings send each other."""
+    inside = dataclasses.replace(LINKS, internal=LINKS.bridges)
+    zone = "--get-zone-of-interface=ctrport0"
+    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+        site.host.sysctl(f"net/bridge/{name}", 0)
+    assert site.ensure(inside) == []
+    assert daemon(zone, check=False).strip() in ("", "no zone")
+    assert site.reach()["sibling directly"] == OPEN["sibling directly"]
+    site.host.sysctl("net/bridge/bridge-nf-call-iptables", 1)
+    assert site.ensure(inside) == []
+    assert daemon(zone).strip() == "trusted"
+    assert site.reach()["sibling directly"] == OPEN["sibling directly"]
+
+
 def test_a_zone_that_the_operator_chose_stays(site: FilteredSite, daemon: Firewalld):
     """Whatever it lets pass: it is his word, by a pass and by a flush."""
     daemon("--permanent", "--zone=internal", "--add-interface=ctrport0")
@@ -120,3 +137,17 @@ def test_without_a_bus_nothing_is_said(site: FilteredSite, tmp_path: Path, monke
     """Most hosts have no firewalld, and some no D-Bus."""
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'none'}")
     assert site.ensure() == site.diagnose() == []
+
+
+def test_a_forward_port_is_a_translation(site: FilteredSite, daemon: Firewalld):
+    """A port that a zone sends elsewhere is told, with each backend's own name for the place."""
+    daemon("--add-forward-port=port=7100:proto=tcp:toport=80:toaddr=198.51.100.3")
+    failures: list[str] = []
+    found = site.host.call(lambda: list(translations.read([ip_address(HOST[4])], failures)))
+    reasons = [each.reason() for each in found]
+    assert failures == []
+    assert len(reasons) == 1
+    assert reasons[0] in (
+        "7100/tcp is translated by firewalld (nftables table inet firewalld)",
+        "7100/tcp is translated by chain PRE_public_allow of iptables nat",
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 
-from filtered import HOST, OPEN, SILENCE, FilteredSite, dead, seen, without_own_table
+from filtered import HOST, LINKS, OPEN, SILENCE, FilteredSite, dead, seen, without_own_table
+from firewalls import Ufw
 from lab import ask, serve
 
 if TYPE_CHECKING:
@@ -72,6 +73,35 @@ def test_with_the_rights_of_the_service(site: FilteredSite, backend: str):
     """The capabilities of the systemd unit are enough."""
     iptables(site, backend, "-P FORWARD DROP")
     assert site.ensure_as_the_service_may() == "[]\n"
+    assert site.reach() == OPEN
+
+
+def test_translations_are_read_with_the_rights_of_the_service(site: FilteredSite):
+    """Both backends' nat tables, and the kernel's word that they have not changed."""
+    for backend, port in (("nft", "7100"), ("legacy", "7200")):
+        line = f"-t nat -A PREROUTING -p tcp --dport {port} -j REDIRECT --to-ports 7000"
+        site.host.run(f"iptables-{backend}", *line.split())
+    said = site.as_the_service_may(
+        "from ctrport.firewall.foreign import translations\n"
+        "from ctrport.firewall.generation import Generation\n"
+        "failures, count = [], Generation()\n"
+        "print(*[each.reason() for each in translations.read([], failures)], *failures, sep='\\n')\n"
+        "print(count.foreign() == count.foreign() and all(count.foreign()))"
+    )
+    assert said.splitlines() == [
+        "7100/tcp is translated by chain PREROUTING of iptables nat",
+        "7200/tcp is translated by chain PREROUTING of iptables-legacy nat",
+        "True",
+    ]
+
+
+@both_backends
+def test_internal_networks_get_no_way_out(site: FilteredSite, backend: str):
+    """Their containers reach each other, where br_netfilter shows that to FORWARD; nothing of theirs leaves."""
+    iptables(site, backend, "-P FORWARD DROP")
+    assert site.ensure(dataclasses.replace(LINKS, internal=LINKS.bridges)) == []
+    assert site.reach() == dead("egress")
+    assert site.ensure() == []
     assert site.reach() == OPEN
 
 
@@ -202,21 +232,9 @@ def test_docker_s_networks_stay_closed_to_our_containers(site: FilteredSite):
 # ---------------------------------------------------------------------------------------------------------- ufw
 
 
-class Ufw:
-    """Real ufw on the host, with its own copy of /etc/ufw: in a mount namespace for each call."""
-
-    def __init__(self, site: FilteredSite, directory: Path) -> None:
-        self._site, self._etc = site, directory / "etc-ufw"
-        subprocess.run(["cp", "-a", "/etc/ufw", self._etc], check=True)
-
-    def __call__(self, *arguments: str) -> str:
-        script = f"mount --bind {self._etc} /etc/ufw && exec ufw {' '.join(arguments)}"
-        return self._site.host.run("unshare", "--mount", "sh", "-c", script, timeout=60).stdout
-
-
 def test_ufw(site: FilteredSite, tmp_path: Path):
     """Dead behind ufw, alive after, through its reload, with its own ports and its status as they were."""
-    ufw = Ufw(site, tmp_path)
+    ufw = Ufw(site.host, tmp_path)
     ufw("allow", "7000/tcp")
     ufw("--force", "enable")
     before, status = site.rules(), ufw("status", "verbose")

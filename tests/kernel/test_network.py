@@ -14,7 +14,6 @@ import pytest
 
 from ctrport.config import Settings
 from ctrport.errors import ConflictError, HostError, InputError, NotFoundError
-from ctrport.host import sysctl
 from ctrport.model.workload import Key
 from ctrport.network import attach, leases, links, netns, networks, proc
 from ctrport.network.networks import Network
@@ -433,7 +432,7 @@ def test_the_main_address_is_the_default_route_s(lab: Lab):
     assert len(found.addresses) == 4
 
 
-# --------------------------------------------------------------------------------------- listeners and settings
+# --------------------------------------------------------------------------------------- listeners and facts
 
 
 def test_listeners_are_seen_and_connections_are_not(machine: Machine):
@@ -527,59 +526,6 @@ def test_the_facts_of_a_host(machine: Machine):
         [40000, 40999],
         [40002, 40003, 40010],
     ]
-
-
-def test_a_setting_is_changed_once_and_put_back(machine: Machine, tmp_path: Path):
-    """The first value is remembered, over many changes, until it is put back."""
-    name, state = "net/ipv4/ip_default_ttl", tmp_path / "s"
-    machine.host.sysctl(name, 50)
-    assert machine.host.call(lambda: sysctl.ensure(state, name, "51", why="a test"))
-    assert not machine.host.call(lambda: sysctl.ensure(state, name, "51", why="a test"))
-    assert machine.host.call(lambda: sysctl.ensure(state, name, "52", why="a test"))
-    assert machine.host.sysctl(name) == "52"
-    (told,) = machine.host.call(lambda: sysctl.restore(state))
-    assert "net.ipv4.ip_default_ttl" in told
-    assert machine.host.sysctl(name) == "50"
-    assert machine.host.call(lambda: sysctl.restore(state)) == []
-
-
-def test_a_setting_that_is_right_is_not_ours_to_put_back(machine: Machine, tmp_path: Path):
-    """What was right before we came is neither written nor remembered."""
-    assert machine.host.sysctl("net.ipv4.ip_forward") == "1"
-    machine.host.call(lambda: sysctl.ensure_forwarding(tmp_path, ipv6=True))
-    assert machine.host.call(lambda: sysctl.restore(tmp_path)) == []
-    assert machine.host.sysctl("net.ipv4.ip_forward") == "1"
-
-
-def test_forwarding_of_one_family(machine: Machine, tmp_path: Path):
-    """IPv6 forwarding changes how a host takes addresses: it is switched on only for IPv6 mappings."""
-    names = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
-    for name in names:
-        machine.host.sysctl(name, 0)
-    machine.host.call(lambda: sysctl.ensure_forwarding(tmp_path, ipv6=False))
-    assert [machine.host.sysctl(name) for name in names] == ["1", "0"]
-    machine.host.call(lambda: sysctl.ensure_forwarding(tmp_path, ipv6=True))
-    assert [machine.host.sysctl(name) for name in names] == ["1", "1"]
-    machine.host.call(lambda: sysctl.restore(tmp_path))
-    assert [machine.host.sysctl(name) for name in names] == ["0", "0"]
-
-
-def test_a_setting_that_cannot_be_written(machine: Machine, tmp_path: Path):
-    """The error says what is, what was wanted and why, with the command; one that is missing is passed over."""
-    name = "net/ipv4/ip_default_ttl"
-    with pytest.raises(HostError, match=r"net\.ipv4\.ip_default_ttl is 64, and setting it to x failed: .*\(why\)"):
-        machine.host.call(lambda: sysctl.ensure(tmp_path, name, "x", why="why"))
-    assert not machine.host.call(lambda: sysctl.ensure(tmp_path, "net/ipv4/no_such", "1", why="why"))
-    assert machine.host.sysctl(name) == "64"
-
-
-def test_settings_of_an_interface_that_is_gone(machine: Machine, tmp_path: Path):
-    """Putting back passes over what went with its interface."""
-    machine.lab.bridge("br0")
-    machine.host.call(lambda: sysctl.ensure_route_localnet(tmp_path, "br0"))
-    assert machine.host.sysctl("net/ipv4/conf/br0/route_localnet") == "1"
-    machine.host.ip("link delete br0")
-    assert machine.host.call(lambda: sysctl.restore(tmp_path)) == []
 
 
 def test_every_lease_has_its_own_address_in_its_network(machine: Machine):

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import socket
-import time
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -163,14 +162,12 @@ async def test_no_socket(tmp_path: Path):
     dead = tmp_path / "dead.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(dead))
-    began = time.monotonic()
     for path, reason in ((tmp_path / "none.sock", "No such file"), (dead, "Connection refused")):
         async with Client(str(path)) as client:
             with pytest.raises(ContainerdError, match=reason) as caught:
                 await client.containers("default")
         assert str(path) in caught.value.message
         assert "CONTAINERD_ADDRESS" in caught.value.hint
-    assert time.monotonic() - began < 1
 
 
 @contextmanager
@@ -200,10 +197,8 @@ async def test_restart(tmp_path: Path):
         fake.add(WEB)
         await client.container(WEB)
         await fake.stop_server()
-        began = time.monotonic()
         with pytest.raises(ContainerdError):
             await client.container(WEB)
-        assert time.monotonic() - began < 1
         await fake.start_server()
         assert (await client.container(WEB)).key == WEB
 

@@ -27,9 +27,11 @@ def test_every_key(tmp_path: Path):
     """The values are taken; whole numbers will do for seconds."""
     path = write(
         tmp_path,
-        "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\nreserve_ports = false\n"
+        "mark = 0x40\nresync_seconds = 5\ntimeout_seconds = 2.5\n"
+        "reserve_ports = false\nrelay_ipv6_loopback = true\n"
         'adjust_nftables = true\nfirewalld_zone = "internal"\n'
-        'cni_config = "/srv/net.d"\ncni_plugins = ["/srv/bin", "/opt/cni/bin"]\n',
+        'cni_config = "/srv/net.d"\ncni_plugins = ["/srv/bin", "/opt/cni/bin"]\n'
+        'sysctl_directory = "/srv/sysctl.d"\n',
     )
     assert config.load(path, required=True) == Config(
         mark=0x40,
@@ -40,7 +42,18 @@ def test_every_key(tmp_path: Path):
         cni_config=Path("/srv/net.d"),
         cni_plugins=(Path("/srv/bin"), Path("/opt/cni/bin")),
         reserve_ports=False,
+        sysctl_directory=Path("/srv/sysctl.d"),
+        sysctl_directory_given=True,
+        relay_ipv6_loopback=True,
     )
+
+
+def test_no_directory_for_settings(tmp_path: Path):
+    """An empty name turns the file off; the default's own name, given, is another thing than the default."""
+    off = config.load(write(tmp_path, 'sysctl_directory = ""\n'), required=True)
+    assert (off.sysctl_directory, off.sysctl_directory_given) == (None, True)
+    named = config.load(write(tmp_path, 'sysctl_directory = "/run/sysctl.d"\n'), required=True)
+    assert (named.sysctl_directory, named.sysctl_directory_given) == (Config().sysctl_directory, True)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +74,13 @@ def test_every_key(tmp_path: Path):
         ("timeout_seconds = false\n", "is not a number of seconds"),
         ("timeout_seconds = [1]\n", "is not a number of seconds"),
         ("adjust_nftables = 1\n", "1 is neither true nor false"),
+        ("relay_ipv6_loopback = 1\n", "relay_ipv6_loopback: 1 is neither true nor false"),
         ("reserve_ports = 1\n", "reserve_ports: 1 is neither true nor false"),
         ('firewalld_zone = "a b"\n', "'a b' is not the name of a firewalld zone"),
         ('cni_config = "net.d"\n', "cni_config: 'net.d' is not the absolute path"),
         ('cni_plugins = "/opt/cni/bin"\n', "is not a list of directories"),
+        ("sysctl_directory = false\n", "sysctl_directory: False is not the absolute path"),
+        ('sysctl_directory = "run"\n', "sysctl_directory: 'run' is not the absolute path"),
         ("cni_plugins = []\n", "is not a list of directories"),
         ('cni_plugins = ["/a:/b"]\n', "'/a:/b' is not the absolute path"),
         ("mark = \n", "Invalid value"),

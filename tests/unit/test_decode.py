@@ -162,7 +162,6 @@ def test_event(prefix: str, topic: str, payload: Any, exec_id: str | None):
         topic=topic, namespace="n", container_id="web", exec_id=exec_id, timestamp=1_000_000_005
     )
     assert event.key == Key("n", "web")
-    assert decode.is_container_exit(event) is (topic == "/tasks/exit" and exec_id is None)
 
 
 def test_unknown_events():

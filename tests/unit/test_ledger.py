@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctrport import claims
+from ctrport.claims import Claims
 from ctrport.model import ports
 from ctrport.model.bindings import Binding, Change, Host, Incumbent, Listener, State, is_wildcard
 from ctrport.model.ledger import ALL_ALLOCATED, Ledger
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 ACTIVE, WAITING, REFUSED = State.ACTIVE, State.WAITING, State.REFUSED
 BOTH = Endpoint(ipv4=IPv4Address("10.0.0.2"), ipv6=IPv6Address("fd00::2"))
 ONLY4 = Endpoint(ipv4=IPv4Address("10.0.0.2"))
+NO_RELAY = (
+    "[::1] cannot be published: the kernel routes no packet from ::1 to a container; "
+    "a watcher relays tcp where relay_ipv6_loopback is true"
+)
 ONLY6 = Endpoint(ipv6=IPv6Address("fd00::2"))
 
 
@@ -173,7 +178,7 @@ def test_a_new_address_is_a_change():
 @pytest.mark.parametrize(
     ("spec", "endpoint", "message"),
     [
-        ("[::1]:8080:80", BOTH, "[::1] cannot be published: the kernel routes no packet from ::1 to a container"),
+        ("[::1]:8080:80", BOTH, NO_RELAY),
         ("192.0.2.9:8080:80", BOTH, "host IP 192.0.2.9 is not an address of this host"),
         ("[2001:db8::9]:8080:80", BOTH, "host IP 2001:db8::9 is not an address of this host"),
         ("[::]:8080:80", ONLY4, "the container has no IPv6 address"),
@@ -190,6 +195,26 @@ def test_refusals(spec: str, endpoint: Endpoint, message: str):
     ledger = settled(container("a", spec, 1, endpoint), container("b", "8080:80", 2), host=host)
     assert (state(ledger, "a"), reason(ledger, "a")) == (REFUSED, message)
     assert state(ledger, "b") is ACTIVE
+
+
+def test_a_host_that_relays_publishes_tcp_on_ipv6_loopback():
+    """For a container with either address; udp has no relay, and who has [::] for IPv6 stands in the way."""
+    host = Host(addresses=frozenset(), relays=True)
+    for endpoint in (BOTH, ONLY4, ONLY6):
+        ledger = settled(container("a", "[::1]:8080:80", 1, endpoint), host=host)
+        (binding,) = ledger.bindings(key("a"))
+        assert (binding.state, binding.families) == (ACTIVE, (6,))
+        assert (binding.ipv4, binding.ipv6) == (endpoint.ipv4, endpoint.ipv6)
+    ledger = settled(container("a", "[::1]:8080:80/udp"), host=host)
+    assert (state(ledger, "a"), reason(ledger, "a")) == (REFUSED, NO_RELAY)
+    for endpoint, expected in ((BOTH, WAITING), (ONLY4, ACTIVE)):
+        ledger = settled(
+            container("a", "8080:80", 1, endpoint), container("b", "[::1]:8080:80", 2, ONLY4), host=host
+        )
+        assert state(ledger, "b") is expected
+    host = Host(relays=True, listeners=listening(":::8080", (6,)).listeners)
+    ledger = settled(container("a", "[::1]:8080:80"), host=host)
+    assert state(ledger, "a") is WAITING
 
 
 def test_every_address_of_loopback_is_this_host_s():
@@ -264,6 +289,48 @@ def test_a_port_that_a_listener_gave_up():
     ledger = settled(container("a", "8080:80"), host=listening("0.0.0.0:8080"))
     ledger.set_host(Host())
     assert [c.new and c.new.state for c in ledger.settle()] == [ACTIVE]
+
+
+# ------------------------------------------------------------------------------------------------ translations
+
+ANY = ip_address(0)  # 0.0.0.0
+
+
+def translation(port: int = 8080, address: str = str(ANY), holder: str = "Docker") -> Listener:
+    return Listener(Protocol.TCP, port, ip_address(address), (4,), holder, translated=True)
+
+
+def test_a_translated_port_is_told_as_such():
+    """By who does it, with the address where it is one."""
+    ledger = settled(container("a", "8080:80"), host=Host(listeners=(translation(),)))
+    assert (state(ledger, "a"), reason(ledger, "a")) == (WAITING, "8080/tcp is translated by Docker")
+    ledger = settled(container("a", "8080:80"), host=Host(listeners=(translation(address="192.0.2.1"),)))
+    assert reason(ledger, "a") == "192.0.2.1:8080/tcp is translated by Docker"
+    assert ledger.overlaps() == []
+
+
+def test_one_of_two_in_the_way_goes():
+    """The reason follows; with the last one gone the port is given out."""
+    proxy = Listener(Protocol.TCP, 8080, ANY, (4,), "docker-proxy (pid 9)")
+    ledger = settled(container("a", "8080:80"), host=Host(listeners=(translation(), proxy)))
+    assert reason(ledger, "a") == "8080/tcp is translated by Docker"
+    ledger.set_listeners([proxy])
+    ledger.settle()
+    assert reason(ledger, "a") == "0.0.0.0:8080/tcp is held by docker-proxy (pid 9)"
+    ledger.set_listeners([])
+    assert [c.new and c.new.state for c in ledger.settle()] == [ACTIVE]
+
+
+def test_overlaps_are_what_is_served_all_the_same():
+    """Who comes later takes nothing, and can be told."""
+    ledger = settled(container("a", "8080:80 8081:80"), container("b", "8082:80"))
+    late = [translation(8080), translation(8082, "192.0.2.1", "kube-proxy"), translation(9)]
+    ledger.set_listeners(late)
+    assert ledger.settle() == []
+    assert ledger.overlaps() == [
+        (ledger.bindings(key("a"))[0], late[0]),
+        (ledger.bindings(key("b"))[0], late[1]),
+    ]
 
 
 # -------------------------------------------------------------------------------- ports of the host's choice
@@ -702,13 +769,13 @@ def test_what_could_not_be_bound_is_tried_whenever_listeners_are_read():
     """No list shows such a holder, and none shows that it has gone: `bind` is asked again."""
     ledger, binds = settled(container("a", "9090:90")), Binds(8080)
     ledger.put(container("b", "8080:80"))
-    claims.settle(ledger, binds)  # type: ignore[arg-type]
+    settle(ledger, binds)
     ledger.set_listeners(())
-    assert claims.settle(ledger, binds) == []  # type: ignore[arg-type]
+    assert settle(ledger, binds) == []
     assert state(ledger, "b") is WAITING
     binds.taken = ()
     ledger.set_listeners(())
-    assert [c.new and c.new.state for c in claims.settle(ledger, binds)] == [ACTIVE]  # type: ignore[arg-type]
+    assert [c.new and c.new.state for c in settle(ledger, binds)] == [ACTIVE]
 
 
 def test_a_pool_goes_on_where_a_port_could_not_be_bound():
@@ -752,19 +819,23 @@ class Binds:
         return refused
 
 
+def settle(ledger: Ledger, binds: Binds) -> list[Change]:
+    return asyncio.run(Claims(binds).settle(ledger))  # type: ignore[arg-type]
+
+
 def test_what_is_settled_is_what_is_held():
     """The changes that come out lead from the state before to the state after, whatever was tried between."""
     ledger, binds = Ledger(), Binds(8080, 8081, 8090)
     for name, specs in (("a", "8080-8089:80"), ("b", "8090:80"), ("c", "8091:80")):
         ledger.put(container(name, specs))
-    changes = claims.settle(ledger, binds)  # type: ignore[arg-type]
+    changes = settle(ledger, binds)
     assert {(c.old, c.new.host_port, c.new.state) for c in changes if c.new} == {
         (None, 8082, ACTIVE),
         (None, 8090, WAITING),
         (None, 8091, ACTIVE),
     }
     assert binds.held == {(key("a"), 8082), (key("c"), 8091)}
-    assert claims.settle(ledger, binds) == []  # type: ignore[arg-type]
+    assert settle(ledger, binds) == []
 
 
 def test_an_incumbent_keeps_its_port_whoever_has_bound_it():
@@ -772,6 +843,6 @@ def test_an_incumbent_keeps_its_port_whoever_has_bound_it():
     incumbent = Incumbent(key("a"), Protocol.TCP, None, 80)
     ledger = Ledger(None, {incumbent: {8080}})
     ledger.put(container("a", "8080:80"))
-    (change,) = claims.settle(ledger, Binds(8080))  # type: ignore[arg-type]
+    (change,) = settle(ledger, Binds(8080))
     assert change.new is not None
     assert change.new.state is ACTIVE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +23,7 @@ def watch(context: typer.Context) -> None:
 
 
 def sync(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
-    """Make one full pass now, through the watcher where one runs."""
+    """Make one full pass now, through the watcher where one runs; exit 1 if this host does not let it be whole."""
     import asyncio  # noqa: PLC0415
 
     from ctrport.containerd.client import Client  # noqa: PLC0415
@@ -31,7 +31,7 @@ def sync(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
 
     settings: Settings = context.obj
 
-    async def work() -> tuple[bool, dict[str, object]]:
+    async def work() -> tuple[bool, dict[str, Any]]:
         async with (
             Client(settings.address, timeout=settings.config.timeout_seconds) as client,
             writer(settings, client) as link,
@@ -42,9 +42,13 @@ def sync(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
     if format_ is Format.JSON:
         print_json(watched=watched, **result)
     else:
-        print_lines([f"in sync: {result['changes']} changes"])
+        print_lines([f"{'not ' if result['trouble'] else ''}in sync: {result['changes']} changes"])
     if not watched:
         warn(UNWATCHED)
+    for text in result["trouble"] if watched else ():  # else our own pass has told it
+        warn(text)
+    if result["trouble"]:
+        raise typer.Exit(1)
 
 
 def rules(

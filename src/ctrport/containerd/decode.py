@@ -169,10 +169,5 @@ def event(envelope: ev.Envelope) -> Event | None:
     )
 
 
-def is_container_exit(event: Event) -> bool:
-    """Whether the container's own process ended; the exit of an exec'ed one has the exec's id."""
-    return event.topic == TASK_EXIT and event.exec_id is None
-
-
 def _type_name(value: AnyMessage) -> str:
     return value.type_url.removeprefix("type.googleapis.com/")

@@ -97,14 +97,14 @@ def read_listing(document: dict[str, Any]) -> Listing:
 
 
 def _fingerprint(items: list[dict[str, Any]]) -> str:
-    """Give a digest of chains and rules without what changes by itself: handles and counts."""
+    """Give a digest of the table's flags, chains and rules without what changes by itself: handles and counts."""
 
     def still(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: None if k == "counter" else still(v) for k, v in value.items() if k != "handle"}
         return [still(v) for v in value] if isinstance(value, list) else value
 
-    rules = [still(item) for item in items if "chain" in item or "rule" in item]
+    rules = [still(item) for item in items if item.keys() & {"table", "chain", "rule"}]
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 

@@ -30,7 +30,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from ctrport.firewall.table import Chain, Element, Elements, Rule, Set, Table
-from ctrport.model.bindings import Incumbent, State, is_wildcard
+from ctrport.model.bindings import IPV6_LOOPBACK, Incumbent, State, is_wildcard
 from ctrport.model.ports import Protocol
 from ctrport.model.workload import Key
 
@@ -111,8 +111,11 @@ class Links:
 
 
 def binding_elements(binding: Binding | None) -> Iterator[tuple[str, Element]]:
-    """Give the map elements that serve a binding: one a family, none unless it is active."""
-    if binding is None or binding.state is not State.ACTIVE:
+    """Give the map elements that serve a binding: one a family, none unless it is active.
+
+    None for [::1] either: what comes from there is relayed.
+    """
+    if binding is None or binding.state is not State.ACTIVE or binding.mapping.host_ip == IPV6_LOOPBACK:
         return
     mapping = binding.mapping
     comment = comment_for(binding.owner)
@@ -157,14 +160,6 @@ def incumbents(elements: Elements) -> Iterator[tuple[Incumbent, int]]:
                     container_port=int(target),
                 )
                 yield incumbent, int(port)
-
-
-def served(elements: Elements) -> dict[Incumbent, set[int]]:
-    """Give the host ports that elements of our maps serve, by whose mapping they are."""
-    found: dict[Incumbent, set[int]] = {}
-    for incumbent, port in incumbents(elements):
-        found.setdefault(incumbent, set()).add(port)
-    return found
 
 
 def comment_for(owner: Key) -> str:

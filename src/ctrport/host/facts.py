@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctrport.host import sockdiag, sysctl
-from ctrport.model.bindings import Host, Listener
+from ctrport.model.bindings import IPV6_LOOPBACK, Host, Listener
 from ctrport.model.ports import Protocol
 from ctrport.network import proc
 
@@ -20,16 +20,20 @@ IP_PROTOCOLS = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_U
 # Sockets that only hold a port (host/reservation) are bound to this interface, which no host has: any process of
 # ours tells them by it from somebody else's.
 NO_INTERFACE = 0x7FFFFF00
+# Those that relay [::1] (host/relay) are bound to this one, which is always lo: who binds an address of lo has no
+# reason to do that as well.
+LOOPBACK_INTERFACE = 1
 
 
-def read() -> Host:
-    """Read this network namespace."""
+def read(*, relays: bool = False) -> Host:
+    """Read this network namespace; whether tcp from [::1] is relayed here is for the caller to say."""
     low, high = (sysctl.read("net/ipv4/ip_local_port_range") or "32768 60999").split()
     return Host(
         addresses=frozenset(proc.read().addresses),
         automatic=(int(low), int(high)),
         reserved=reserved_ports(sysctl.read("net/ipv4/ip_local_reserved_ports") or ""),
         listeners=listeners(),
+        relays=relays,
     )
 
 
@@ -51,11 +55,17 @@ def listeners() -> tuple[Listener, ...]:
 
 
 def sockets(protocol: Protocol, states: int, port: int = 0) -> tuple[Listener, ...]:
-    """Give the host's sockets in some states but for those that only hold a port for us."""
+    """Give the host's sockets in some states but for those that hold a port or relay [::1] for us."""
     return tuple(
         Listener(protocol, s.port, s.address, s.families, _user(s.uid), s.inode)
         for s in sockdiag.sockets(IP_PROTOCOLS[protocol], states, port=port, but_on=NO_INTERFACE)
+        if not _relays(s)
     )
+
+
+def _relays(one: sockdiag.Socket) -> bool:
+    where = (one.state, one.address, one.interface)
+    return where == (sockdiag.LISTEN, IPV6_LOOPBACK, LOOPBACK_INTERFACE)
 
 
 def named(listeners: Iterable[Listener]) -> dict[Listener, Listener]:

@@ -38,8 +38,15 @@ class Netlink:
         self._socket.close()
 
     def dump(self, kind: int, payload: bytes) -> Iterator[bytes]:
-        """Give the payload of each message that answers one request. OSError as the kernel says."""
-        self._socket.send(_message(kind, REQUEST | DUMP, payload))
+        """Give the payload of each message that answers a request for a listing. OSError as the kernel says."""
+        yield from self._answers(kind, REQUEST | DUMP, payload)
+
+    def ask(self, kind: int, payload: bytes) -> bytes:
+        """Give the payload of the one message that answers a request. OSError as the kernel says."""
+        return b"".join(self._answers(kind, REQUEST | ACK, payload))
+
+    def _answers(self, kind: int, flags: int, payload: bytes) -> Iterator[bytes]:
+        self._socket.send(_message(kind, flags, payload))
         while True:
             for answer, data in self._receive():
                 if answer in (ERROR, DONE):
@@ -59,12 +66,18 @@ class Netlink:
         return codes
 
     def _receive(self) -> Iterator[tuple[int, bytes]]:
-        data = self._socket.recv(1 << 18)
-        offset = 0
-        while offset < len(data):
-            length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
-            yield kind, data[offset + _HEADER.size : offset + length]
-            offset += _aligned(length)
+        return messages(self._socket.recv(1 << 18))
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Give type and payload of each message of a datagram."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            return
+        yield kind, data[offset + _HEADER.size : offset + length]
+        offset += _aligned(length)
 
 
 def attribute(kind: int, *parts: bytes) -> bytes:

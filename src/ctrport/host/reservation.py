@@ -15,6 +15,7 @@ import logging
 import os
 import resource
 import socket
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,6 +79,19 @@ class Reservation:
             os.close(self._held.pop(place))
         self._hold(wanted)
 
+    @contextmanager
+    def shared(self, binding: Binding) -> Iterator[None]:
+        """Let another socket of ours have what is held for a binding; only for the block, and both reusing.
+
+        Whoever else binds in that moment by SO_REUSEADDR is told at `listen`, when the option is off again.
+        """
+        held = [self._held[place] for place in places(binding) if place in self._held]
+        _set_reusable(held, value=True)
+        try:
+            yield
+        finally:
+            _set_reusable(held, value=False)
+
     def close(self) -> None:
         """Let go everything."""
         for descriptor in self._held.values():
@@ -110,8 +124,7 @@ def places(binding: Binding | None) -> Iterator[Place]:
     protocol, host_ip = binding.mapping.protocol, binding.mapping.host_ip
     if protocol not in KINDS:
         return
-    families = tuple(f for f, address in ((4, binding.ipv4), (6, binding.ipv6)) if address is not None)
-    yield Place(protocol, binding.host_port, families, None if is_wildcard(host_ip) else host_ip)
+    yield Place(protocol, binding.host_port, binding.families, None if is_wildcard(host_ip) else host_ip)
 
 
 def _bound(place: Place) -> int:
@@ -140,6 +153,15 @@ def _bound(place: Place) -> int:
         return opened.detach()
     finally:
         opened.close()
+
+
+def _set_reusable(descriptors: Iterable[int], *, value: bool) -> None:
+    for descriptor in descriptors:
+        held = socket.socket(fileno=descriptor)
+        try:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(value))
+        finally:
+            held.detach()
 
 
 def _holder(place: Place) -> Listener | None:

@@ -28,7 +28,7 @@ EVERY_STATE = 0xFFFFFFFF
 BYTECODE, JUMP, DEVICE_CONDITION, SKV6ONLY = 1, 1, 9, 11
 _FILTER = struct.Struct("=BBHIBBH")  # two of inet_diag_bc_op, the first with an interface
 _REQUEST = struct.Struct("=BBBxI2s46x")  # inet_diag_req_v2; of inet_diag_sockid only the local port
-_ANSWER = struct.Struct("=BBxx2s2x16s16x4x8x12xII")  # inet_diag_msg
+_ANSWER = struct.Struct("=BBxx2s2x16s16xI8x12xII")  # inet_diag_msg
 
 
 class Socket(NamedTuple):
@@ -40,6 +40,7 @@ class Socket(NamedTuple):
     state: int
     uid: int
     inode: int  # 0 when no process has it any more (TIME_WAIT)
+    interface: int  # the index of the one that it is bound to, 0 for none
 
 
 def sockets(protocol: int, states: int, *, port: int = 0, but_on: int = 0) -> Iterator[Socket]:
@@ -71,7 +72,7 @@ def sockets(protocol: int, states: int, *, port: int = 0, but_on: int = 0) -> It
 
 
 def _read(data: bytes) -> Socket:
-    family, state, port, raw, uid, inode = _ANSWER.unpack_from(data)
+    family, state, port, raw, interface, uid, inode = _ANSWER.unpack_from(data)
     address: IPv4Address | IPv6Address = IPv4Address(raw[:4])
     families: tuple[int, ...] = (4,)
     if family == socket.AF_INET6:
@@ -80,4 +81,4 @@ def _read(data: bytes) -> Socket:
         families = (address.version,)
         if ipv6.is_unspecified and not any(dict(attributes(data, _ANSWER.size)).get(SKV6ONLY, b"")):
             families = (4, 6)
-    return Socket(address, int.from_bytes(port, "big"), families, state, uid, inode)
+    return Socket(address, int.from_bytes(port, "big"), families, state, uid, inode, interface)

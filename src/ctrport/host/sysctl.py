@@ -1,4 +1,4 @@
-"""Kernel settings that a published port needs, set when they are wrong and put back by `flush`.
+"""One setting of the kernel: read, set when it is wrong, put back by `flush`. What is needed is said in `needs`.
 
 What a setting was before we came is kept in the state directory, the first value only.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctrport.errors import HostError
-from ctrport.network import proc
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 PROC = Path("/proc/sys")
@@ -31,88 +31,86 @@ def read(name: str) -> str | None:
         return None
 
 
+def spelled(name: str) -> str:
+    """Give a name as sysctl(8) takes it: with dots, unless one is part of it (an interface eth0.100)."""
+    return name if "." in name else name.replace("/", ".")
+
+
+def command(name: str, value: str) -> str:
+    """Give the command that sets a setting, to be pasted."""
+    return f"sysctl -w {shlex.quote(f'{spelled(name)}={value}')}"
+
+
 def ensure(state: Path, name: str, value: str, *, why: str) -> bool:
     """Set a setting unless it has the value already; says whether it was changed.
 
     HostError when it cannot be written: a read-only /proc with the right value is fine, with a wrong one it is not.
     """
     before = read(name)
-    if before in (value, None):
+    if before is None or before == value:
         return False
-    _remember(state, name, before or "")
+    _remember(state, name, before)
     try:
         (PROC / name).write_text(value, "ascii")
     except OSError as error:
-        dotted = name.replace("/", ".")
         raise HostError(
-            f"{dotted} is {before}, and setting it to {value} failed: {error.strerror} ({why})",
-            hint=f"sysctl -w {dotted}={value}",
+            f"{spelled(name)} is {before}, and setting it to {value} failed: {error.strerror} ({why})",
+            hint=command(name, value),
         ) from error
-    log.info("set %s from %s to %s: %s", name.replace("/", "."), before, value, why)
+    log.info("set %s from %s to %s: %s", spelled(name), before, value, why)
     return True
 
 
-def ensure_for(state: Path, interfaces: Collection[str], *, ipv6: bool) -> None:
-    """Set what mappings towards these interfaces need; what cannot be set is said, with what mends it."""
+def changed(state: Path) -> dict[str, str]:
+    """Give the settings that were changed and not put back yet, with their values from before."""
     try:
-        if interfaces:
-            ensure_forwarding(state, ipv6=ipv6)
-        for interface in interfaces:
-            ensure_route_localnet(state, interface)
-    except HostError as error:
-        log.error("%s; mend it with: %s", error.message, error.hint)  # noqa: TRY400 - told in full
-
-
-def ensure_forwarding(state: Path, *, ipv6: bool) -> None:
-    """Let this host route: without it a published port times out in silence.
-
-    An uplink that takes its routes from router advertisements (accept_ra=1) would stop doing so as a router; 2
-    makes it go on (Documentation/networking/ip-sysctl.rst). Interfaces that have learned nothing so far are left
-    alone: towards containers, listening to advertisements is a hole (CVE-2020-13401).
-    """
-    ensure(state, IP_FORWARD, "1", why="published ports are forwarded")
-    if not ipv6 or read(IP6_FORWARDING) == "1":
-        return
-    for interface in sorted(proc.advertised_interfaces()):
-        name = f"net/ipv6/conf/{interface}/accept_ra"
-        if read(name) == "1":
-            ensure(state, name, "2", why="keep taking router advertisements while forwarding")
-    ensure(state, IP6_FORWARDING, "1", why="published ports are forwarded over IPv6")
-
-
-def ensure_route_localnet(state: Path, interface: str) -> None:
-    """Let packets from 127.0.0.1 leave towards containers; the `loopback` chain guards the way in."""
-    ensure(state, f"net/ipv4/conf/{interface}/route_localnet", "1", why="ports are published on 127.0.0.1")
+        return dict(json.loads((state / RECORD).read_text("utf-8")))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
 
 
 def restore(state: Path) -> list[str]:
-    """Put back what we changed; gives lines that say so. Settings of interfaces that are gone went with them."""
-    path = state / RECORD
+    """Put back what we changed, last things first; gives lines that say so.
+
+    Settings of interfaces that are gone went with them.
+    """
     done = []
-    for name, value in _recorded(state).items():
+    for name, value in reversed(changed(state).items()):
         now = read(name)
         if now is not None and now != value:
             try:
                 (PROC / name).write_text(value, "ascii")
             except OSError as error:
-                done.append(f"could not put back {name.replace('/', '.')} to {value}: {error.strerror}")
+                done.append(f"could not put back {spelled(name)} to {value}: {error.strerror}")
                 continue
-            done.append(f"put back {name.replace('/', '.')} from {now} to {value}")
-    path.unlink(missing_ok=True)
+            done.append(f"put back {spelled(name)} from {now} to {value}")
+    (state / RECORD).unlink(missing_ok=True)
     return done
 
 
-def _recorded(state: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads((state / RECORD).read_text("utf-8")))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
 def _remember(state: Path, name: str, value: str) -> None:
-    record = _recorded(state)
+    record = changed(state)
     if name not in record:
+        record |= {other: old for other, old in _carried_along(name, value) if other not in record}
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = state / f".{RECORD}"
         draft.write_text(json.dumps({**record, name: value}, indent=1) + "\n", "utf-8")
         draft.rename(state / RECORD)
+
+
+def _carried_along(name: str, value: str) -> Iterator[tuple[str, str]]:
+    """Give what the kernel changes along with a setting, and would not put back along with it.
+
+    Forwarding is written through to every interface, and that of IPv4 turns all/accept_redirects to its opposite
+    (inet_forward_change, addrconf_forward_change). An operator may have set some of these by themselves.
+    """
+    if name not in (IP_FORWARD, IP6_FORWARDING):
+        return
+    family = "/".join(name.split("/")[:2])
+    implied = {f"{family}/conf/{path.name}/forwarding": value for path in (PROC / family / "conf").iterdir()}
+    if name == IP_FORWARD:
+        implied[f"{family}/conf/all/accept_redirects"] = "0" if value == "1" else "1"
+    for other, would_be in sorted(implied.items()):
+        now = read(other)
+        if now not in (None, would_be):
+            yield other, str(now)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ctrport.model.workload import Key
 
 IPAddress = IPv4Address | IPv6Address
+IPV6_LOOPBACK = IPv6Address("::1")  # no packet from it can leave the host: never in the kernel's maps, but relayed
 
 
 class State(enum.StrEnum):
@@ -33,6 +34,11 @@ class Binding:
     reason: str = ""
     ipv4: IPv4Address | None = None  # of the container, where the mapping serves IPv4
     ipv6: IPv6Address | None = None
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """In which the host port is held."""
+        return host_families(self.mapping.host_ip, self.ipv4, self.ipv6)
 
     def to_json(self) -> dict[str, Any]:
         """Give the mapping with the host port that it got, its state and reason."""
@@ -61,7 +67,7 @@ class Incumbent(NamedTuple):
 
 
 class Listener(NamedTuple):
-    """A socket of this host that a mapping of the same port would shadow."""
+    """Who else has a port of this host: a socket that a mapping would shadow, or somebody's own translation."""
 
     protocol: Protocol
     port: int
@@ -69,6 +75,15 @@ class Listener(NamedTuple):
     families: tuple[int, ...]  # 4, 6 or both: a [::] socket without IPV6_V6ONLY takes IPv4 as well
     holder: str = ""  # "redis-server (pid 811)" where that could be found out
     inode: int = 0  # of the socket, by which its process can be found
+    translated: bool = False  # no socket: nat rules of `holder` send the port elsewhere
+
+    def reason(self) -> str:
+        """Say who has the port, as people are told that they cannot have it."""
+        if self.translated:
+            address = None if is_wildcard(self.address) else self.address
+            return f"{socket_text(address, self.port, self.protocol)} is translated by {self.holder}"
+        where = socket_text(self.address, self.port, self.protocol)
+        return f"{where} is held by {self.holder or 'a process that listens there'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +94,27 @@ class Host:
     automatic: tuple[int, int] = (32768, 60999)  # net.ipv4.ip_local_port_range; the kernel's default
     reserved: frozenset[int] = frozenset()  # net.ipv4.ip_local_reserved_ports
     listeners: tuple[Listener, ...] = ()
+    relays: bool = False  # tcp from [::1], which the kernel cannot lead to containers
 
     def has(self, address: IPAddress) -> bool:
-        """Whether packets to this address come to this host. All of 127.0.0.0/8 does."""
-        if self.addresses is None or address.is_unspecified or address in self.addresses:
-            return True
-        return address.version == 4 and address.is_loopback  # noqa: PLR2004 - an IP version
+        """Whether packets to this address come to this host. All of 127.0.0.0/8 does, and ::1."""
+        return self.addresses is None or address.is_unspecified or address.is_loopback or address in self.addresses
 
 
 def is_wildcard(address: IPAddress | None) -> bool:
     """Whether a host IP stands for every address (of its family, or of both when None)."""
     return address is None or address.is_unspecified
+
+
+def host_families(host_ip: IPAddress | None, ipv4: IPv4Address | None, ipv6: IPv6Address | None) -> tuple[int, ...]:
+    """Give the families of the host port of a mapping to a container's addresses.
+
+    Those of the addresses, as the kernel translates within a family. A relay does not: [::1] is IPv6 whatever the
+    container has.
+    """
+    if host_ip == IPV6_LOOPBACK:
+        return (6,) if ipv4 or ipv6 else ()
+    return tuple(family for family, address in ((4, ipv4), (6, ipv6)) if address is not None)
 
 
 def socket_text(address: IPAddress | None, port: int, protocol: Protocol) -> str:

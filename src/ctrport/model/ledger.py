@@ -15,22 +15,21 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from ctrport.model.bindings import Binding, Change, Host, State, is_wildcard, socket_text
+from ctrport.model.bindings import IPV6_LOOPBACK, Binding, Change, Host, State, is_wildcard, socket_text
+from ctrport.model.ports import Protocol
 from ctrport.model.request import groups, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
     from ctrport.model.bindings import Incumbent, Listener
-    from ctrport.model.ports import PortMapping, Protocol
+    from ctrport.model.ports import PortMapping
     from ctrport.model.request import Request
     from ctrport.model.workload import Key, Workload
 
 ALL_ALLOCATED = "all ports are allocated"  # Docker's words for an exhausted pool
-IPV6_LOOPBACK = IPv6Address("::1")
 
 
 class Ledger:
@@ -58,13 +57,16 @@ class Ledger:
         self._dirty.update(dict.fromkeys(self._buckets))
 
     def set_listeners(self, listeners: Iterable[Listener]) -> None:
-        """Take the host's sockets as they are now; who waits for one that is gone is judged again."""
-        former = {*self._listeners, *self._taken}
+        """Take who has ports now, the most telling first; who waits for one that is gone is judged again."""
+        former = {name: {*there, *self._taken.get(name, ())} for name, there in self._listeners.items()}
+        former |= {name: set(taken) for name, taken in self._taken.items() if name not in former}
         self._taken = {}
         self._listeners = {}
         for listener in listeners:
             self._listeners.setdefault((listener.protocol, listener.port), []).append(listener)
-        self._dirty.update((name, None) for name in former if name not in self._listeners and name in self._buckets)
+        for name in former.keys() & self._buckets.keys():
+            if not former[name].issubset(self._listeners.get(name, ())):
+                self._dirty[name] = None
 
     def take(self, listener: Listener) -> None:
         """Take the kernel's word, got by trying, that somebody has a port which was just given out."""
@@ -80,6 +82,17 @@ class Ledger:
             for request in self._buckets.get((listener.protocol, listener.port), ())
             if not (request.binding and request.binding.state is State.ACTIVE)
             and request.overlaps(listener.address, listener.families)
+        ]
+
+    def overlaps(self) -> list[tuple[Binding, Listener]]:
+        """Give the mappings that are served although somebody else has their port too."""
+        return [
+            (request.binding, listener)
+            for name, listeners in self._listeners.items()
+            for request in self._buckets.get(name, ())
+            if request.binding and request.binding.state is State.ACTIVE
+            for listener in listeners
+            if request.overlaps(listener.address, listener.families)
         ]
 
     def put(self, workload: Workload) -> None:
@@ -128,6 +141,10 @@ class Ledger:
         self._judge()
         changes, self._changes = self._changes, []
         return changes
+
+    def give_back(self, changes: Iterable[Change]) -> None:
+        """Take back what `settle` gave and nobody could act on: the next `settle` begins with it."""
+        self._changes = [*changes, *self._changes]
 
     def _former_port(self, request: Request, exact: Container[int]) -> int | None:
         """Give the port that a floating request had, unless its container asks for that one by number."""
@@ -224,8 +241,12 @@ class Ledger:
 
     def _refusal(self, request: Request) -> str:
         host_ip = request.mapping.host_ip
-        if host_ip == IPV6_LOOPBACK:
-            return "[::1] cannot be published: the kernel routes no packet from ::1 to a container"
+        relayed = self._host.relays and request.mapping.protocol is Protocol.TCP
+        if host_ip == IPV6_LOOPBACK and not relayed:
+            return (
+                "[::1] cannot be published: the kernel routes no packet from ::1 to a container; "
+                "a watcher relays tcp where relay_ipv6_loopback is true"
+            )
         if host_ip is not None and not self._host.has(host_ip):
             return f"host IP {host_ip} is not an address of this host"
         if not request.families:
@@ -243,11 +264,10 @@ class Ledger:
         if port in self._incumbents.get(request.incumbent, ()):
             return ""
         served = request.port == port and request.binding and request.binding.state is State.ACTIVE
-        listeners = () if served else self._listeners.get((protocol, port), ())
-        for listener in (*self._taken.get((protocol, port), ()), *listeners):
+        listeners: list[Listener] = [] if served else self._listeners.get((protocol, port), [])
+        for listener in [*self._taken.get((protocol, port), []), *listeners]:
             if request.overlaps(listener.address, listener.families):
-                where = socket_text(listener.address, port, protocol)
-                return f"{where} is held by {listener.holder or 'a process that listens there'}"
+                return listener.reason()
         return ""
 
     def _report(self, request: Request, state: State, reason: str = "") -> None:

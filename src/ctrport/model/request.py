@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from ctrport.model.bindings import Binding, Incumbent, is_wildcard
+from ctrport.model.bindings import IPV6_LOOPBACK, Binding, Incumbent, host_families, is_wildcard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,7 +43,7 @@ class Request:
 
     @property
     def families(self) -> tuple[int, ...]:
-        return tuple(f for f, address in ((4, self.ipv4), (6, self.ipv6)) if address is not None)
+        return host_families(self.mapping.host_ip, self.ipv4, self.ipv6)
 
     def overlaps(self, address: IPAddress | None, families: Iterable[int]) -> bool:
         """Say whether both want one socket: a wildcard takes all addresses of its families."""
@@ -53,14 +53,18 @@ class Request:
 
 
 def request_of(workload: Workload, mapping: PortMapping) -> Request:
-    """Give the request that a workload makes by a mapping, in the families that the two have in common."""
+    """Give the request that a workload makes by a mapping, in the families that the two have in common.
+
+    From [::1] both of the container's addresses can be reached.
+    """
     endpoint = workload.endpoint
     host_ip = mapping.host_ip
+    by_ipv4 = host_ip == IPV6_LOOPBACK or not isinstance(host_ip, IPv6Address)
     return Request(
         owner=workload.key,
         asked_at=workload.rank_of(mapping),
         mapping=mapping,
-        ipv4=endpoint.ipv4 if endpoint and not isinstance(host_ip, IPv6Address) else None,
+        ipv4=endpoint.ipv4 if endpoint and by_ipv4 else None,
         ipv6=endpoint.ipv6 if endpoint and not isinstance(host_ip, IPv4Address) else None,
         port=mapping.host_port,
     )

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ctrport.errors import CtrportError
-from ctrport.host import sysctl
+from ctrport.firewall.ruleset import Links
+from ctrport.host import needs
 from ctrport.model.workload import Endpoint
 from ctrport.network import cni_attach, files, leases, links, netns, networks, proc
 
@@ -94,8 +95,8 @@ def _new_namespace(container: Key) -> str:
 def connect(state: Path, network: Network, lease: leases.Lease) -> None:
     """Make what a lease stands for; what is there already stays as it is."""
     links.ensure_bridge(network)
-    sysctl.ensure_forwarding(state, ipv6=network.ipv6 is not None)
-    sysctl.ensure_route_localnet(state, network.bridge)
+    # What cannot be set is told by the pass that follows, and stops no container from running.
+    needs.ensure(state, Links(bridges=frozenset({network.bridge})), ipv6=network.ipv6 is not None)
     links.ensure_container(network, lease.netns, lease.ipv4)
 
 

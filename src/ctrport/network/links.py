@@ -6,8 +6,10 @@ what is there already is left as it is.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from ctrport.network.networks import Network
 
+log = logging.getLogger(__name__)
 CONTAINER_INTERFACE = "eth0"
 NODAD = 0x02  # IFA_F_NODAD: an address of our own subnet needs no wait for duplicates
 DEFAULT_MTU = 1500
@@ -34,7 +37,7 @@ def ensure_bridge(network: Network) -> None:
     with _errors(f"make the bridge {network.bridge}"), IPRoute() as ip:
         found = ip.link_lookup(ifname=network.bridge)
         if not found:
-            with _existing_is_fine():
+            with _passing_over(errno.EEXIST):
                 ip.link(
                     "add",
                     ifname=network.bridge,
@@ -56,7 +59,8 @@ def remove_link(name: str) -> bool:
 
     with _errors(f"remove the interface {name}"), IPRoute() as ip:
         for index in ip.link_lookup(ifname=name):
-            ip.link("del", index=index)
+            with _passing_over(errno.ENODEV):  # its peer's namespace is just going, and takes it along
+                ip.link("del", index=index)
             return True
     return False
 
@@ -135,7 +139,10 @@ def prepare_inside() -> None:
     from pyroute2 import IPRoute  # noqa: PLC0415
 
     # As in Docker since 20.10: a program without privileges may serve port 80 of its own namespace.
-    Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0", "ascii")
+    try:
+        Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0", "ascii")
+    except OSError as error:
+        log.warning("only root can serve ports below 1024 in this container: /proc/sys: %s", error.strerror)
     with _errors("set up the loopback interface"), IPRoute() as ip:
         ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
 
@@ -153,16 +160,16 @@ def _configure(network: Network, ipv4: IPv4Address) -> None:
         ip.link("set", index=index, state="up")
         if network.internal:
             return
-        with _existing_is_fine():
+        with _passing_over(errno.EEXIST):
             ip.route("add", dst="0.0.0.0/0", gateway=str(network.gateway4))
         if network.gateway6 and _takes_ipv6(CONTAINER_INTERFACE):
-            with _existing_is_fine():
+            with _passing_over(errno.EEXIST):
                 ip.route("add", dst="::/0", gateway=str(network.gateway6))
 
 
 def _add_address(ip: Any, index: int, address: IPv4Address | IPv6Address, prefix: int) -> None:
     flags = {"flags": NODAD} if address.version == 6 else {}  # noqa: PLR2004 - an IP version
-    with _existing_is_fine():
+    with _passing_over(errno.EEXIST):
         ip.addr("add", index=index, address=str(address), prefixlen=prefix, **flags)
 
 
@@ -176,9 +183,8 @@ def _takes_ipv6(interface: str) -> bool:
 
 def _refuse_advertisements(bridge: str) -> None:
     """Keep containers from giving this host routes by router advertisements (CVE-2020-13401)."""
-    path = Path(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra")
-    if path.exists():
-        path.write_text("0", "ascii")
+    with contextlib.suppress(OSError):  # no IPv6; or read-only, which the next pass tells of (host/needs)
+        Path(f"/proc/sys/net/ipv6/conf/{bridge}/accept_ra").write_text("0", "ascii")
 
 
 def _uplink_mtu(ip: Any) -> int:
@@ -190,13 +196,16 @@ def _uplink_mtu(ip: Any) -> int:
     return DEFAULT_MTU
 
 
-class _existing_is_fine:  # noqa: N801 - reads as a phrase
-    """Pass over EEXIST: what is to be made is there."""
+class _passing_over:  # noqa: N801 - reads as a phrase
+    """Pass over one error of netlink's: the state that was wanted is there already."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        return getattr(error, "code", None) == errno.EEXIST
+        return getattr(error, "code", None) == self._code
 
 
 class _errors:  # noqa: N801 - reads as a phrase

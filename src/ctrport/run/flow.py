@@ -78,7 +78,10 @@ async def run(settings: Settings, client: Client, options: Options) -> Started:
         await task.start(detach=options.detach, interactive=options.interactive, tty=options.tty)
         if policy := translate.restart(settings, options, name=name, log=output):
             await process.run(policy, f"set the restart policy of {name}")
-        await _check_mapped(client, key, options, await link.call("release", container=list(key)))
+        result = await link.call("release", container=list(key))
+        await _check_mapped(client, key, options, result)
+        for text in result["trouble"] if link.watched else ():  # else our own pass has told it
+            log.warning("%s", text)
         undo.pop_all()
     if options.detach:
         return Started(name=name, exit_code=None, watched=link.watched)

@@ -16,6 +16,7 @@ from ctrport.errors import CtrportError
 from ctrport.firewall.foreign import firewalld, hook, iptables, native
 from ctrport.firewall.foreign.obstacle import Obstacle, Passage
 from ctrport.firewall.foreign.trace import OURS
+from ctrport.host import sysctl
 from ctrport.network import proc
 
 if TYPE_CHECKING:
@@ -56,11 +57,22 @@ def passage(config: Config, links: Links) -> Passage:
     names = {name for _, name in socket.if_nameindex()}
     return Passage(
         mark=config.mark,
-        bridges=links.bridges,
-        endpoints=links.endpoints,
+        bridges=links.bridges - links.internal,
+        internal=links.internal,
+        endpoints=links.endpoints - links.internal,
         uplinks=frozenset(r.interface for r in proc.read().routes if not r.network.prefixlen),
         isolated=frozenset(name for name in names - links.bridges if DOCKER_BRIDGE.fullmatch(name)),
     )
+
+
+def _zoned(wanted: Passage) -> frozenset[str]:
+    """Give the bridges that firewalld must not judge by its default zone.
+
+    A zone lets all pass that a bridge sends. An internal one needs that only where br_netfilter shows firewalld
+    what its containers send each other, and our own table drops the rest.
+    """
+    bridged = any(sysctl.read(f"net/bridge/bridge-nf-call-{which}") == "1" for which in ("iptables", "ip6tables"))
+    return wanted.bridges | wanted.internal if bridged else wanted.bridges
 
 
 def ensure(config: Config, links: Links) -> list[Obstacle]:
@@ -70,7 +82,7 @@ def ensure(config: Config, links: Links) -> list[Obstacle]:
         return []
     found: list[Obstacle | None] = []
     _attempt(found, "the operator's table", partial(hook.ensure, config.mark))
-    _attempt(found, "firewalld", partial(firewalld.ensure, config.firewalld_zone, wanted.bridges))
+    _attempt(found, "firewalld", partial(firewalld.ensure, config.firewalld_zone, _zoned(wanted)))
     for chain in _forward_chains(found):
         if chain.is_handwritten:
             if config.adjust_nftables:
@@ -86,7 +98,7 @@ def diagnose(config: Config, links: Links) -> list[Obstacle]:
     wanted = passage(config, links)
     found: list[Obstacle | None] = []
     if wanted:
-        _attempt(found, "firewalld", partial(firewalld.look, config.firewalld_zone, wanted.bridges))
+        _attempt(found, "firewalld", partial(firewalld.look, config.firewalld_zone, _zoned(wanted)))
         chains = _forward_chains(found)
         for chain in chains:
             if chain.is_handwritten:

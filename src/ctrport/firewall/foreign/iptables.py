@@ -43,20 +43,11 @@ class Filter:
     family: str  # "ip" or "ip6"
 
     def __str__(self) -> str:
-        return f"{self.program() or self._own_name()} table filter, chain FORWARD"
-
-    def _own_name(self) -> str:
-        return f"{self.family}tables-{'nft' if self.backend == NFT else 'legacy'}"
+        return f"{self.program() or own_name(self.backend, self.family)} table filter, chain FORWARD"
 
     def program(self) -> str | None:
         """Give the program that reads and writes this table, None when the host has none."""
-        if programs.there(f"{self._own_name()}-save"):
-            return self._own_name()
-        plain = f"{self.family}tables"
-        # Before 1.8 there was legacy only, and no word of it.
-        if programs.there(plain) and (NFT in programs.run(plain, "--version")) == (self.backend == NFT):
-            return plain
-        return None
+        return program(self.backend, self.family)
 
     def read(self) -> dict[str, trace.Chain]:
         return trace.parse(programs.run(f"{self.program()}-save", "-t", "filter"))
@@ -67,17 +58,40 @@ class Filter:
         programs.run(f"{self.program()}-restore", "--noflush", "-w", LOCK_WAIT, script=script)
 
 
-def filters(chains: Iterable[BaseChain]) -> list[Filter]:
-    """Give the filter tables of this host. Asking legacy's programs would make the tables: the kernel is asked."""
-    found = [Filter(NFT, chain.family) for chain in chains if chain.is_iptables]
+def own_name(backend: str, family: str) -> str:
+    """Give the name of the program that is for one backend alone."""
+    return f"{family}tables-{'nft' if backend == NFT else 'legacy'}"
+
+
+def program(backend: str, family: str) -> str | None:
+    """Give the program that reads and writes a family's tables of a backend, None when the host has none."""
+    own = own_name(backend, family)
+    if programs.there(f"{own}-save"):
+        return own
+    plain = f"{family}tables"
+    # Before 1.8 there was legacy only, and no word of it.
+    if programs.there(plain) and (NFT in programs.run(plain, "--version")) == (backend == NFT):
+        return plain
+    return None
+
+
+def legacy_families(table: str) -> list[str]:
+    """Give the families that have a table of legacy's. Asking its programs would make it: the kernel is asked."""
+    found = []
     for family in ("ip", "ip6"):
         try:
             names = (PROC_NET / f"{family}_tables_names").read_text("ascii").split()
         except OSError:  # a kernel without them
             continue
-        if "filter" in names:
-            found.append(Filter(LEGACY, family))
+        if table in names:
+            found.append(family)
     return found
+
+
+def filters(chains: Iterable[BaseChain]) -> list[Filter]:
+    """Give the filter tables of this host."""
+    native = [Filter(NFT, chain.family) for chain in chains if chain.is_iptables]
+    return native + [Filter(LEGACY, family) for family in legacy_families("filter")]
 
 
 def rules(passage: Passage) -> list[tuple[str, str]]:
@@ -95,6 +109,7 @@ def rules(passage: Passage) -> list[tuple[str, str]]:
             (f"-i {bridge} -o {other} -j RETURN", f"{bridge} to {other}") for other in sorted(passage.isolated)
         ]
         lines.append((f"-i {bridge} -j ACCEPT", f"from {bridge}"))
+    lines += [(f"-i {bridge} -o {bridge} -j ACCEPT", f"within {bridge}") for bridge in sorted(passage.internal)]
     return [(line, f"ctrport: {comment}") for line, comment in lines]
 
 

@@ -3,9 +3,9 @@
 Told to table, chain and rule, with the commands that mend it. Done for the operator only when config.toml says
 `adjust_nftables = true`: these tables are written by hand, and a rule that appears there by itself surprises.
 
-Only chains are listed of everything, and rules only of chains at the forward hook. A chain drops when its policy
-says so, or when its last rule drops without asking anything. Rules for a part of the traffic stay in force: ours
-go behind them, right before that last rule or at the end.
+Only chains are listed of everything, and rules only of chains at the forward hook and of those that they jump
+to. What drops is found by `nft_trace`. Rules for a part of the traffic stay in force: ours go behind them, into the
+base chain right before the rule that drops or leads to a drop, or at the end.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import json
 import logging
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ctrport.firewall.foreign import programs
+from ctrport.firewall.foreign import nft_trace, programs
 from ctrport.firewall.foreign.obstacle import Obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
+    from ctrport.firewall.foreign.nft_trace import Drop, NftRule
     from ctrport.firewall.foreign.obstacle import Passage
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,7 @@ FAMILIES = ("ip", "ip6", "inet")
 # Tables with a manager of their own, which would undo what we write there, or trip over it.
 MANAGED = ("ctrport", "ctrport-user", "firewalld", "docker-bridges", "kube-proxy", "netavark", "cni_hostport")
 COMMENT = "ctrport: "  # how our rules in other people's chains begin
-STATEMENTS = frozenset({"drop", "reject"})
-HARMLESS = frozenset({"counter", "log"})  # beside a drop
+HARMLESS = frozenset({"counter", "log"})  # beside a verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +59,6 @@ class BaseChain:
     def is_handwritten(self) -> bool:
         """Whether it is an operator's own: in no table that a program manages."""
         return not self.is_iptables and self.table not in MANAGED
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drop:
-    """How a chain drops what nothing in it has accepted."""
-
-    by: str  # in words
-    handle: int | None  # of the last rule; None when the policy drops
 
 
 def forward_chains() -> list[BaseChain]:
@@ -101,6 +92,9 @@ def rules(passage: Passage) -> list[tuple[str, str]]:
             for other in sorted(passage.isolated)
         ]
         found.append((f'iifname "{bridge}" accept', f"from {bridge}"))
+    found += [
+        (f'iifname "{bridge}" oifname "{bridge}" accept', f"within {bridge}") for bridge in sorted(passage.internal)
+    ]
     return [(rule, COMMENT + comment) for rule, comment in found]
 
 
@@ -111,7 +105,7 @@ def look(chain: BaseChain, passage: Passage) -> Obstacle | None:
         return None
     return Obstacle(
         where=f"nftables table {chain.family} {chain.table}, chain {chain.name}",
-        what=f"{drop.by} drops forwarded packets, and so published ports and what containers send",
+        what=f"{_by(chain, drop)} drops forwarded packets, and so published ports and what containers send",
         fix=tuple(shlex.join(["nft", line]) for line in commands),
     )
 
@@ -132,44 +126,39 @@ def ensure(chain: BaseChain, passage: Passage) -> None:
 
 def remove(chain: BaseChain) -> bool:
     """Take our rules out of a chain; says whether there were any."""
-    old = _ours(_rules(chain))
+    old = [rule["handle"] for rule in _rules(chain, chain.name) if _is_ours(rule)]
     if old:
-        script = "".join(f"delete rule {chain} handle {handle}\n" for handle in old.values())
+        script = "".join(f"delete rule {chain} handle {handle}\n" for handle in old)
         programs.run("nft", "-f", "-", script=script)
     return bool(old)
 
 
 def _plan(chain: BaseChain, passage: Passage) -> tuple[Drop | None, list[int], list[str]]:
     """Give how a chain drops, our rules in it that are out of date, and the lines that add what is missing."""
-    listed = _rules(chain)
-    drop = find_drop(chain, listed)
-    ours = _ours(listed)
+    listed = _rules(chain, chain.name)
+    theirs = [rule for rule in listed if not _is_ours(rule)]
+    ours = [rule["handle"] for rule in listed if _is_ours(rule)]
+    drop = nft_trace.find_drop(chain.name, chain.policy, theirs, passage, partial(_rules, chain))
     if drop is None:
-        return None, list(ours.values()), []
+        return None, ours, []
     wanted = rules(passage)
-    in_order = [rule.get("comment", "") for rule in listed if rule["handle"] != drop.handle]
-    if in_order[len(in_order) - len(wanted) :] == [comment for _, comment in wanted]:
+    handles = [rule["handle"] for rule in listed]
+    end = len(listed) if drop.before is None else handles.index(drop.before)
+    before = [rule.get("comment", "") for rule in listed[:end]]
+    in_place = before[len(before) - len(wanted) :] == [comment for _, comment in wanted]
+    if in_place and len(ours) == len(wanted):
         return drop, [], []
-    if _accepted_by_operator(listed, passage.mark, drop.handle) and not ours:
-        return drop, [], []
-    at = f"add rule {chain}" if drop.handle is None else f"insert rule {chain} handle {drop.handle}"
-    return drop, list(ours.values()), [f'{at} {rule} comment "{comment}"' for rule, comment in wanted]
+    if not ours and any(_is_mark_accept(rule["expr"], passage.mark) for rule in theirs):
+        return drop, [], []  # the operator has seen to it in his own words
+    at = f"add rule {chain}" if drop.before is None else f"insert rule {chain} handle {drop.before}"
+    return drop, ours, [f'{at} {rule} comment "{comment}"' for rule, comment in wanted]
 
 
-def find_drop(chain: BaseChain, listed: list[dict[str, Any]]) -> Drop | None:
-    """Say how a chain drops what nothing in it accepts: by its last rule, else by its policy."""
-    last = listed[-1] if listed else {"expr": []}
-    statements = [name for statement in last["expr"] for name in statement]
-    if statements and statements[-1] in STATEMENTS and set(statements[:-1]) <= HARMLESS:
-        return Drop(by=f"the last rule (handle {last['handle']}: {statements[-1]})", handle=last["handle"])
-    if chain.policy == "drop":
-        return Drop(by="the policy (drop)", handle=None)
-    return None
-
-
-def _accepted_by_operator(listed: list[dict[str, Any]], mark: int, last: int | None) -> bool:
-    """Say whether a rule accepts everything that has our mark: the operator has seen to it in his own words."""
-    return any(_is_mark_accept(rule["expr"], mark) for rule in listed if rule["handle"] != last)
+def _by(chain: BaseChain, drop: Drop) -> str:
+    if drop.handle is None:
+        return f"the policy ({drop.verdict})"
+    rule = f"the rule with handle {drop.handle} ({drop.verdict})"
+    return rule if drop.chain == chain.name else f"{rule} in chain {drop.chain}, to which it leads,"
 
 
 def _is_mark_accept(expressions: list[dict[str, Any]], mark: int) -> bool:
@@ -182,16 +171,11 @@ def _is_status(expression: dict[str, Any]) -> bool:
     return bool(expression.get("match", {}).get("left") == {"ct": {"key": "status"}})
 
 
-def _rules(chain: BaseChain) -> list[dict[str, Any]]:
-    document = json.loads(programs.run("nft", "-j", "list", "chain", chain.family, chain.table, chain.name))
+def _rules(chain: BaseChain, name: str) -> list[NftRule]:
+    """Give the rules of a chain of the same table."""
+    document = json.loads(programs.run("nft", "-j", "list", "chain", chain.family, chain.table, name))
     return [item["rule"] for item in document["nftables"] if "rule" in item]
 
 
-def _ours(listed: Iterable[dict[str, Any]]) -> dict[str, int]:
-    return dict(_our_handles(listed))
-
-
-def _our_handles(listed: Iterable[dict[str, Any]]) -> Iterator[tuple[str, int]]:
-    for rule in listed:
-        if rule.get("comment", "").startswith(COMMENT):
-            yield rule["comment"], rule["handle"]
+def _is_ours(rule: NftRule) -> bool:
+    return bool(rule.get("comment", "").startswith(COMMENT))

@@ -10,14 +10,15 @@ class Passage:
     """What must get through other people's forward chains."""
 
     mark: int  # the bit of the conntrack mark on everything that we translate
-    bridges: frozenset[str] = frozenset()  # of our own networks
+    bridges: frozenset[str] = frozenset()  # of our own networks that lead out
+    internal: frozenset[str] = frozenset()  # of our own networks whose containers reach each other only
     endpoints: frozenset[str] = frozenset()  # towards published containers of whatever network
     uplinks: frozenset[str] = frozenset()  # interfaces of the default routes
     isolated: frozenset[str] = frozenset()  # bridges that somebody else closes to outsiders by his own rules
 
     def __bool__(self) -> bool:
         """Say whether there is anything to let through."""
-        return bool(self.bridges or self.endpoints)
+        return bool(self.bridges or self.internal or self.endpoints)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,6 +116,9 @@ def blocked(chains: dict[str, Chain], passage: Passage) -> Blocked | None:
 
 def packets(passage: Passage) -> Iterator[Packet]:
     """Give every kind of packet that must pass, from and to the uplinks and an interface of unknown name."""
+    for bridge in sorted(passage.internal):  # bridged ones, which br_netfilter shows to FORWARD
+        yield Packet(into=bridge, out=bridge, states=frozenset({NEW}))
+        yield Packet(into=bridge, out=bridge, states=frozenset({ESTABLISHED}))
     for outside in ("", *sorted(passage.uplinks)):
         for inside in sorted(passage.bridges | passage.endpoints):
             yield Packet(into=outside, out=inside, states=frozenset({NEW, DNAT}))
