@@ -168,11 +168,13 @@ def workloads(
     mappings: st.SearchStrategy[PortMapping] | None = None,
     owners: st.SearchStrategy[Key] | None = None,
 ) -> Workload:
-    """Containers that run or do not, with up to four distinct mappings each."""
+    """Containers that run or do not, with up to four distinct mappings each, some asked for later."""
+    requests = draw(st.lists(port_mappings() if mappings is None else mappings, max_size=4, unique=True))
     return Workload(
         key=draw(keys() if owners is None else owners),
         created_at=draw(st.integers(0, 5)),
-        requests=tuple(draw(st.lists(port_mappings() if mappings is None else mappings, max_size=4, unique=True))),
+        requests=tuple(requests),
+        asked_at={mapping: draw(st.integers(0, 8)) for mapping in requests if draw(st.booleans())},
         endpoint=draw(st.none() | endpoints()),
     )
 

@@ -18,7 +18,8 @@ from ctrport.errors import ConflictError, CtrportError, HostError
 from ctrport.firewall.nft import LibNft
 from ctrport.host import lock
 from ctrport.reconcile import Reconciler
-from ctrport.service import Service, Session
+from ctrport.service import Service
+from ctrport.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,6 +13,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
+from ctrport import amend
 from ctrport.config import render
 from ctrport.errors import ConflictError, CtrportError, HostError, KernelError
 from ctrport.model import ports
@@ -21,7 +22,7 @@ from ctrport.model.workload import Key, Status, Workload
 from ctrport.network import administer, attach, define, files
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
@@ -163,6 +164,20 @@ class Service:
                 await self._release(key)
         return {**self._container(key), "trouble": self._trouble}
 
+    async def publish(self, container: list[str], specs: str) -> Json:
+        """Add mappings to a container while it runs; see `amend`."""
+        key = Key(*container)
+        async with self._turn:
+            result = await amend.publish(self._client, self._reconciler, key, specs)
+        return {**self._container(key), **result}
+
+    async def unpublish(self, container: list[str], specs: str | None) -> Json:
+        """Withdraw mappings from a container, all of them for None; see `amend`."""
+        key = Key(*container)
+        async with self._turn:
+            result = await amend.unpublish(self._client, self._reconciler, key, specs)
+        return {**self._container(key), **result}
+
     async def bindings(self, container: list[str] | None = None) -> Json:
         """Give the mappings of one container or of all, as of the last pass."""
         reconciler = self._reconciler
@@ -208,7 +223,7 @@ class Service:
         workload = self._reconciler.reserved.pop(key, None)
         try:
             if workload is not None and workload.endpoint is None:
-                await self._reconciler.look(key)  # on no network of ours: no rule speaks of it
+                await self._reconciler.snapshot.look(key)  # on no network of ours: no rule speaks of it
             else:
                 await self._reconciler.refresh([key])
         except (KernelError, HostError):  # the container was read before the kernel was written
@@ -248,52 +263,3 @@ class Service:
             "mappings": [b.to_json() for b in self._reconciler.bindings(key)],
             "problems": list(workload.problems) if workload else [],
         }
-
-
-class Session:
-    """One client of a service: its operations, and what it has reserved and not released yet."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._reserved: set[Key] = set()
-
-    async def call(self, operation: str, **arguments: Any) -> Json:
-        """Do an operation. What has begun comes to its end even if the caller is cancelled.
-
-        KeyError for an operation that there is not, TypeError for arguments that it does not take.
-        """
-        work = asyncio.ensure_future(self._perform(operation, arguments))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await asyncio.wait([work])
-            raise
-
-    async def close(self) -> None:
-        """Release what is still reserved."""
-        for key in sorted(self._reserved):
-            try:
-                await self._service.release(list(key), owned=True)
-            except (CtrportError, OSError) as error:
-                log.warning("could not release what was reserved for %s: %s", key, error)
-
-    async def _perform(self, operation: str, arguments: Json) -> Json:
-        service = self._service
-        if operation == "reserve":
-            result = await service.reserve(**arguments)
-            self._reserved.add(Key(*arguments["container"]))
-            return result
-        if operation == "release":
-            key = Key(*arguments["container"])
-            result = await service.release(**arguments, owned=key in self._reserved)
-            self._reserved.discard(key)
-            return result
-        plain: dict[str, Callable[..., Awaitable[Json]]] = {
-            "converge": service.converge,
-            "bindings": service.bindings,
-            "configuration": service.configuration,
-            "resync": service.resync,
-            "create_network": service.create_network,
-            "remove_network": service.remove_network,
-        }
-        return await plain[operation](**arguments)

@@ -1,4 +1,4 @@
-"""port, ps, stop, rm: containers and their ports."""
+"""port, ps, start, stop, rm: containers and their ports."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctrport.cli.maintenance import FormatOption
-from ctrport.cli.output import Format, print_json, print_lines, print_table, warn
+from ctrport.cli.maintenance import UNWATCHED, FormatOption
+from ctrport.cli.output import Format, note, print_json, print_lines, print_table, warn
 from ctrport.errors import NotFoundError
 from ctrport.model.ports import parse_port_argument
 from ctrport.model.workload import Key
@@ -35,7 +35,7 @@ def port(
     wanted = parse_port_argument(which) if which else None
     settings: Settings = context.obj
     entry = asyncio.run(_entry(settings, container))
-    shown = port_lines(_published(entry), *(wanted or ()))
+    shown = port_lines(published(entry), *(wanted or ()))
     if wanted and not shown:
         number, protocol = wanted
         raise NotFoundError(f"no public port '{number}/{protocol}' published for {container}")
@@ -65,7 +65,7 @@ def ps(
         return
     rows = []
     for entry in entries:
-        ports = [ports_column(_published(entry))] if _published(entry) else []
+        ports = [ports_column(published(entry))] if published(entry) else []
         ports += [f"{_asked(m)}: {m['state']}, {m['reason']}" for m in entry["mappings"] if m["state"] != "active"]
         rows.append(
             (
@@ -77,6 +77,26 @@ def ps(
             )
         )
     print_table(("CONTAINER", "IMAGE", "STATUS", "ADDRESS", "PORTS"), rows)
+
+
+def start(context: typer.Context, containers: Names) -> None:
+    """Start stopped containers of `ctrport run` again, with the addresses and ports that they had."""
+    from ctrport.run.start import start as start_container  # noqa: PLC0415
+
+    settings: Settings = context.obj
+    unwatched: list[Key] = []
+
+    async def work(client: Client, link: Writer, key: Key) -> None:
+        if not await start_container(settings, client, link, key):
+            note(f"{key.id} runs already")
+        elif not link.watched:
+            unwatched.append(key)
+
+    try:
+        _each(settings, containers, work)
+    finally:
+        if unwatched:
+            warn(UNWATCHED)
 
 
 def stop(
@@ -133,7 +153,7 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
         ):
             for name in containers:
                 try:
-                    await work(client, link, _key(settings, name))
+                    await work(client, link, key_of(settings, name))
                     print_lines([name])
                 except CtrportError as error:
                     failed = True
@@ -149,10 +169,9 @@ async def _entry(settings: Settings, name: str) -> dict[str, Any]:
     from ctrport.observe import bindings  # noqa: PLC0415
 
     async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-        # A slash stands in no container's id, and in every pod's name.
-        found = await (client.pod(name) if "/" in name else client.container(_key(settings, name)))
+        key = await find(settings, client, name)
         for entry in await bindings(settings, client):
-            if Key(entry["namespace"], entry["id"]) == found.key:
+            if Key(entry["namespace"], entry["id"]) == key:
                 return entry
     return {"addresses": [], "mappings": []}
 
@@ -198,7 +217,7 @@ def _warn_of_configuration(settings: Settings) -> None:
         warn(f"the watcher keeps the configuration that it had: {error}")
 
 
-def _published(entry: dict[str, Any]) -> list[Any]:
+def published(entry: dict[str, Any]) -> list[Any]:
     """Give what is served, one a family, as `docker port` shows it."""
     from ipaddress import ip_address  # noqa: PLC0415
 
@@ -222,5 +241,13 @@ def _asked(mapping: dict[str, Any]) -> str:
     return f"{where}->{mapping['container_port']}/{mapping['protocol']}"
 
 
-def _key(settings: Settings, name: str) -> Key:
+async def find(settings: Settings, client: Client, name: str) -> Key:
+    """Give the container of a name: a pod's pause container by NAMESPACE/NAME. Raises NotFoundError."""
+    # A slash stands in no container's id, and in every pod's name.
+    found = await (client.pod(name) if "/" in name else client.container(key_of(settings, name)))
+    return found.key
+
+
+def key_of(settings: Settings, name: str) -> Key:
+    """Give the container of a name in the namespace in use."""
     return Key(settings.namespace, check_identifier("the container", name))

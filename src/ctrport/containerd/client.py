@@ -19,12 +19,13 @@ from ctrport.containerd import cri, decode, image, methods
 from ctrport.containerd.pb import api_pb2 as api
 from ctrport.containerd.rpc import Rpc
 from ctrport.errors import ContainerdError, NotFoundError
-from ctrport.model.annotations import CRI_KIND, CRI_NAMESPACE
+from ctrport.model.annotations import CRI_KIND, CRI_NAMESPACE, exposed_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from ctrport.model.annotations import Exposed
     from ctrport.model.workload import Container, Key, Task
 
 
@@ -198,6 +199,16 @@ class Client:
         Raises NotFoundError when the image is there without content for this machine's architecture.
         """
         return await image.config(self.rpc, namespace, ref)
+
+    async def exposed_ports(self, container: Container) -> Exposed | None:
+        """Give the ports that a container's image exposes; None when it is of no image, or the image is gone."""
+        if not container.image:
+            return None
+        try:
+            config = await self.image_config(container.key.namespace, container.image)
+        except NotFoundError:
+            return None
+        return None if config is None else exposed_ports(config)
 
     # ---
 

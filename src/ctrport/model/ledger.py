@@ -1,7 +1,8 @@
 """Who gets which host port.
 
 Theory of operation. Every request for a host port stands in one *bucket*, named by protocol and port. Within a
-bucket requests are served in the order of their containers' creation; one that overlaps an earlier winner waits.
+bucket requests are served in the order in which they were asked for, which is their containers' creation unless
+`publish` came later; one that overlaps an earlier winner waits.
 Requests for a port of the host's choice (pools and automatic ones) are first given a port and then stand in
 that port's bucket like any other. A change touches the buckets of the container that changed and no others, so
 its cost does not grow with the number of containers.
@@ -128,8 +129,9 @@ class Ledger:
         self._dirty.update(dict.fromkeys(names))
         exact = {r.port for r in new.values() if not r.floating and r.port is not None}
         for identity, request in new.items():
-            if request.created_at != workload.created_at:  # a reservation has become a container
-                self._rank(request, workload.created_at)
+            asked_at = workload.rank_of(request.mapping)
+            if request.asked_at != asked_at:  # a reservation has become a container
+                self._rank(request, asked_at)
             if request.grant != grant:
                 request.regrant(grant)
                 self._doubt(request)
@@ -187,8 +189,8 @@ class Ledger:
         bisect.insort(self._buckets.setdefault(name, []), request, key=lambda r: r.rank)
         self._dirty[name] = None
 
-    def _rank(self, request: Request, created_at: int) -> None:
-        request.created_at = created_at
+    def _rank(self, request: Request, asked_at: int) -> None:
+        request.asked_at = asked_at
         if request.port is not None:
             self._buckets[request.mapping.protocol, request.port].sort(key=lambda r: r.rank)
         self._doubt(request)
@@ -245,18 +247,16 @@ class Ledger:
 
     def _refused(self, request: Request) -> bool:
         """Leave a request without a port open if it can have none."""
-        refusal = request.refusal(self._host)
-        if refusal:
+        if refusal := request.refusal(self._host):
             self._open.append(request)
             self._report(request, State.REFUSED, refusal)
         return bool(refusal)
 
     def _assign(self, group: list[Request], vacancies: Vacancies) -> None:
         """Give the first port that is free for the whole group, and allowed: that is the same for all of it."""
-        pool = group[0].mapping.host_port_pool
+        pool, spans = group[0].mapping.host_port_pool, group[0].spans
         low, high = pool or self._host.automatic
         start = low if pool else self._lowest_automatic  # what lies below may be free for other protocols, families
-        spans = group[0].spans
         allowed = [*within(spans, start, high), *within(spans, low, start - 1)]
         port = vacancies.find(allowed, lambda port: self._is_free(group, port))
         for request in group:

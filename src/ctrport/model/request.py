@@ -24,7 +24,7 @@ class Request:
     """One mapping that one container asks for; `port` is the host port it has or is to have."""
 
     owner: Key
-    created_at: int
+    asked_at: int
     mapping: PortMapping
     ipv4: IPv4Address | None
     ipv6: IPv6Address | None
@@ -62,7 +62,7 @@ class Request:
 
     @property
     def rank(self) -> tuple[int, Key]:
-        return self.created_at, self.owner
+        return self.asked_at, self.owner
 
     @property
     def floating(self) -> bool:
@@ -115,7 +115,7 @@ def request_of(workload: Workload, mapping: PortMapping, grant: Grant) -> Reques
     by_ipv4 = host_ip == IPV6_LOOPBACK or not isinstance(host_ip, IPv6Address)
     return Request(
         owner=workload.key,
-        created_at=workload.created_at,
+        asked_at=workload.rank_of(mapping),
         mapping=mapping,
         ipv4=endpoint.ipv4 if endpoint and by_ipv4 else None,
         ipv6=endpoint.ipv6 if endpoint and not isinstance(host_ip, IPv4Address) else None,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from ctrport.model.bindings import Listener
-    from ctrport.model.ports import PortMapping
+    from ctrport.model.ports import PortMapping, Protocol
 
 
 class Key(NamedTuple):
@@ -109,11 +109,17 @@ class Workload:
     key: Key
     created_at: int
     requests: tuple[PortMapping, ...] = ()
+    asked_at: dict[PortMapping, int] = field(default_factory=dict)  # of requests that came later than the container
+    exposed: tuple[tuple[int, Protocol], ...] | None = None  # the image's ports, where the annotation says `all`
     problems: tuple[str, ...] = ()  # specs that could not be read, each with its reason
     endpoint: Endpoint | None = None  # None: not running, or no address
     pod: Pod | None = None  # of Kubernetes; None: a container of nobody's cluster
     labels: tuple[tuple[str, str], ...] = ()  # of the container; its image's are among them
     host_ports: tuple[Listener, ...] = ()  # that others translate to it: a pod's hostPorts
+
+    def rank_of(self, mapping: PortMapping) -> int:
+        """Give when a request was made, by which host ports are given out: nobody is overtaken by a later wish."""
+        return max(self.created_at, self.asked_at.get(mapping, 0))
 
 
 def title(owner: Key, pod: Pod | None) -> str:
