@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ctrport.errors import ConflictError, ContainerdError, InputError, NotFoundError
 from ctrport.model import ports
 from ctrport.model.amendment import EXTENSION
-from ctrport.model.annotations import amended, annotated, barred
+from ctrport.model.annotations import amended, barred, mappings_of
 from ctrport.model.bindings import State
 from ctrport.model.listing import join
 
@@ -36,7 +36,7 @@ async def publish(client: Client, reconciler: Reconciler, key: Key, specs: str) 
     """
     wanted = _read(specs)
     container = await _container(client, key)
-    asked, _ = annotated(container, await reconciler.exposed(container))
+    asked = await _asked(reconciler, container)
     changes, _ = amended(container)
     value = changes.publish(asked, wanted, time.time_ns()).encode()
     reconciler.trials[key] = value
@@ -59,7 +59,7 @@ async def unpublish(client: Client, reconciler: Reconciler, key: Key, specs: str
     """
     container = await _container(client, key)
     await reconciler.refresh([key])
-    asked, _ = annotated(container, await reconciler.exposed(container))
+    asked = await _asked(reconciler, container)
     changes, _ = amended(container)
     there = changes.apply(asked)
     unwanted = there if specs is None else _find(reconciler, key, _read(specs), there)
@@ -80,6 +80,12 @@ def _read(specs: str) -> dict[PortMapping, None]:
     if not mappings:
         raise InputError("no port is named", hint="ctrport publish web 8080:80")
     return dict.fromkeys(mappings)
+
+
+async def _asked(reconciler: Reconciler, container: Container) -> tuple[PortMapping, ...]:
+    """Give what a container asks for but for the changes: its annotation, or what else counts."""
+    mappings, _ = mappings_of(reconciler.asked(container), container.image, await reconciler.exposed(container))
+    return mappings
 
 
 async def _container(client: Client, key: Key) -> Container:
@@ -115,9 +121,10 @@ def _check(reconciler: Reconciler, key: Key, wanted: Iterable[PortMapping]) -> b
         raise ConflictError(f"{key}: {workload.problems[0]}")  # such as an internal network: it can have none
     lost = [found[mapping] for mapping in wanted if found[mapping].state is not State.ACTIVE]
     if lost:
+        taken = any(binding.state is State.WAITING for binding in lost)
         raise ConflictError(
             "; ".join(f"{b.mapping}: {b.reason}" for b in lost[:MOST_TOLD]),
-            hint="choose another host port, or stop who holds it",
+            hint="choose another host port, or stop who holds it" if taken else "ctrport config show",
         )
     return True
 

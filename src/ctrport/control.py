@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shlex
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +18,8 @@ from ctrport.errors import ConflictError, CtrportError, HostError
 from ctrport.firewall.nft import LibNft
 from ctrport.host import lock
 from ctrport.reconcile import Reconciler
-from ctrport.service import Service, Session
+from ctrport.service import Service
+from ctrport.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -175,9 +177,10 @@ class Server:
             if address != self._settings.address:
                 raise ConflictError(
                     f"the watcher of {self._settings.state} watches {self._settings.address}, not {address}",
-                    hint="give the same --address, or another --state",
+                    hint=f"export CONTAINERD_ADDRESS={shlex.quote(self._settings.address)}",
                 )
-            await self._wait_until_ready()
+            if operation != "configuration":  # which no pass changes
+                await self._wait_until_ready()
             return {"result": await session.call(operation, **request)}
         except CtrportError as error:
             return {"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}}

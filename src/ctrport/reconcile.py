@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ctrport import journal
@@ -24,10 +24,11 @@ from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import difference
 from ctrport.host import facts, needs
 from ctrport.model.amendment import EXTENSION
-from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, asks_for_exposed, read_workload
+from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asked, asks_for_exposed, read_workload
 from ctrport.model.ledger import Ledger
 from ctrport.model.workload import Endpoint, Key, Status
 from ctrport.network import networks, proc
+from ctrport.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,16 +44,6 @@ if TYPE_CHECKING:
     from ctrport.model.workload import Container, Task, Workload
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """What the last passes saw: every container that asks for ports, and all others' names."""
-
-    workloads: dict[Key, Workload] = field(default_factory=dict)
-    exited_for_good: set[Key] = field(default_factory=set)  # `run -d --rm` whose task has ended
-    uncertain: set[Key] = field(default_factory=set)  # whose task gave no clear answer: left as they were
-    known: set[Key] = field(default_factory=set)  # every container of every namespace, as of the last resync
 
 
 class Reconciler:
@@ -93,7 +84,7 @@ class Reconciler:
         listing = await asyncio.to_thread(self._kernel.listing)
         host = await asyncio.to_thread(facts.read, relays=self.settings.config.relay_ipv6_loopback)
         if self.ledger is None:
-            self.ledger = Ledger(host, incumbents(listing))
+            self.ledger = Ledger(host, incumbents(listing), self.settings.config.policy)
         else:
             self.ledger.set_host(host)
         self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
@@ -153,19 +144,38 @@ class Reconciler:
         """Give what became of a container's requests."""
         return self.ledger.bindings(key) if self.ledger else ()
 
+    def configure(self, settings: Settings) -> None:
+        """Take other settings; the full pass that must follow brings everything to them."""
+        self.settings = settings
+        self._firewalls = Firewalls(settings.config)
+        self._believed = False
+        if self.ledger is not None:
+            self.ledger.set_policy(settings.config.policy)
+
+    def asked(self, container: Container) -> str:
+        """Give the port specs on a container, as far as the policy lets them count."""
+        return asked(container, trust_labels=self.settings.config.policy.trust_labels)
+
+    def _concerns(self, container: Container) -> bool:
+        """Whether a container asks for ports, or is ours to remove."""
+        live = EXTENSION in container.extensions or container.key in self.trials
+        return bool(self.asked(container)) or live or _is_auto_remove(container)
+
     async def _read_all(self) -> None:
         self._internal = self._links().internal
         seen: set[Key] = set()
+        concerning: set[Key] = set()
         for namespace in await self._client.namespaces():
             if namespace in FOREIGN_NAMESPACES:
                 continue
             containers = await self._client.containers(namespace)
             seen.update(c.key for c in containers)
-            asking = [c for c in containers if self._concerns_us(c)]
+            asking = [c for c in containers if self._concerns(c)]
+            concerning.update(c.key for c in asking)
             tasks = await self._client.tasks(namespace) if asking else {}
             for container in asking:
                 await self._note(container, tasks.get(container.key.id))
-        for key in [k for k in self.snapshot.workloads if k not in seen]:
+        for key in [k for k in self.snapshot.workloads if k not in concerning]:
             del self.snapshot.workloads[key]
         self.snapshot.known = seen
 
@@ -178,7 +188,7 @@ class Reconciler:
             self.snapshot.known.discard(key)
             return
         self.snapshot.known.add(key)
-        if self._concerns_us(container):
+        if self._concerns(container):
             await self._note(container, await self._client.task(key))
         else:
             self.snapshot.workloads.pop(key, None)
@@ -207,7 +217,8 @@ class Reconciler:
         if exited and _is_auto_remove(container) and key not in self.reserved:
             self.snapshot.exited_for_good.add(key)
         self.snapshot.workloads.pop(key, None)
-        workload = read_workload(container, endpoint, internal=self._internal, exposed=exposed)
+        trust = self.settings.config.policy.trust_labels
+        workload = read_workload(container, endpoint, internal=self._internal, trust_labels=trust, exposed=exposed)
         if workload is not None:
             self.snapshot.workloads[key] = workload
             if before is None or before.problems != workload.problems:
@@ -232,15 +243,12 @@ class Reconciler:
 
         None when they are not known. The image may be removed while the container runs: what was read stays.
         """
-        if not asks_for_exposed(container):
+        if not asks_for_exposed(self.asked(container)):
             return None
         before = self.snapshot.workloads.get(container.key)
         if before is not None and before.exposed is not None and before.created_at == container.created_at:
             return before.exposed
         return await self._client.exposed_ports(container)
-
-    def _concerns_us(self, container: Container) -> bool:
-        return asks(container) or container.key in self.trials or _is_auto_remove(container)
 
     def _put(self, keys: Iterable[Key]) -> None:
         """Put what was read into the ledger."""

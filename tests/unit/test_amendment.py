@@ -208,6 +208,10 @@ def test_containers_of_others():
     """Containers of nerdctl are left alone unless our words are on them; dockerd's and pods' even then."""
     nerdctl = {"nerdctl/networks": '["bridge"]', "nerdctl/ports": '[{"HostPort":8080,"ContainerPort":80}]'}
     assert annotations.read_workload(container(labels=nerdctl), None) is None
+    label = {**nerdctl, annotations.PUBLISH: "8080:80"}
+    assert annotations.read_workload(container(labels=label), None, trust_labels=True) is None
+    plain = {annotations.PUBLISH: "8080:80"}
+    assert asked(container(labels=plain), trust_labels=True) == (["8080:80/tcp"], ())
     assert asked(container("8080:80", labels=nerdctl)) == (["8080:80/tcp"], ())
     live = Amendment().publish((), mappings("9000:80"), 1).encode()
     assert asked(container(None, live, labels=nerdctl)) == (["9000:80/tcp"], ())

@@ -60,6 +60,7 @@ def ps(
     from ctrport.model.listing import ports_column  # noqa: PLC0415
 
     entries = asyncio.run(_entries(context.obj, stopped=all_))
+    _warn_of_configuration(context.obj)
     if format_ is Format.JSON:
         print_json(containers=entries)
         return
@@ -204,6 +205,17 @@ async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]
                 }
             )
     return entries
+
+
+def _warn_of_configuration(settings: Settings) -> None:
+    """Say that the ports shown are not by what config.toml says now."""
+    import asyncio  # noqa: PLC0415
+
+    from ctrport.observe import configuration  # noqa: PLC0415
+
+    watcher = asyncio.run(configuration(settings)) or {}
+    if error := watcher.get("error") or (settings.config_error and settings.config_error.message):
+        warn(f"the watcher keeps the configuration that it had: {error}")
 
 
 def published(entry: dict[str, Any]) -> list[Any]:

@@ -1,7 +1,9 @@
 """The words on a container that are addressed to us, and what they come to.
 
-They are OCI annotations of the container's spec, and the extension that `publish` and `unpublish` write. Labels
-are not read: an image's labels become the container's, so a label can be the wish of an image's author.
+They are OCI annotations of the container's spec, and the extension that `publish` and `unpublish` write. A label
+says nothing here unless the policy trusts labels: most clients of containerd make an image's labels the
+container's, so a label can be the wish of an image's author. (What `ctr run --label` sets is an annotation as well,
+and from the one who runs it.)
 """
 
 from __future__ import annotations
@@ -26,20 +28,28 @@ ALL = "all"  # among the port specs: every exposed port of the image that is not
 
 # Containers of a cluster's pods are not ours to publish: that would go round Pod Security's ban of hostPort.
 CRI_KIND = "io.cri-containerd.kind"
+NERDCTL = "nerdctl/networks"  # on every container of nerdctl
 # dockerd keeps its containers here, and publishes their ports itself.
 FOREIGN_NAMESPACES = frozenset({"moby", "plugins.moby"})
 
 Exposed = tuple[tuple[int, Protocol], ...]
 
 
-def asks(container: Container) -> bool:
-    """Whether a container asks for ports, or has words on it that are to be reported."""
-    return bool(container.annotations.get(PUBLISH, "").strip()) or EXTENSION in container.extensions
+def asked(container: Container, *, trust_labels: bool) -> str:
+    """Give the port specs on a container; a label's only where there is no annotation.
+
+    nerdctl has its CNI plugins publish what `nerdctl run -p` asks for, and its containers are left alone unless an
+    annotation or `publish` asks: those are words for us and nobody else.
+    """
+    specs = container.annotations.get(PUBLISH)
+    if specs is None and trust_labels and not container.labels.keys() & {CRI_KIND, NERDCTL}:
+        specs = container.labels.get(PUBLISH)
+    return (specs or "").strip()
 
 
-def asks_for_exposed(container: Container) -> bool:
-    """Whether the annotation can only be read with the image's exposed ports."""
-    return ALL in ports.specs(container.annotations.get(PUBLISH, ""))
+def asks_for_exposed(specs: str) -> bool:
+    """Whether specs can only be read with the image's exposed ports."""
+    return ALL in ports.specs(specs)
 
 
 def exposed_ports(image_config: dict[str, Any]) -> Exposed:
@@ -62,11 +72,7 @@ def automatic(exposed: Iterable[tuple[int, Protocol]], named: Iterable[PortMappi
 
 
 def barred(container: Container) -> str:
-    """Say why a container's ports are not ours to publish; empty when they are.
-
-    Containers of nerdctl are not barred. It has its CNI plugins publish what `nerdctl run -p` asks for, of which
-    none of the words that we read says anything: what is read on them was meant for us.
-    """
+    """Say why a container's ports are not ours to publish; empty when they are."""
     if container.key.namespace in FOREIGN_NAMESPACES:
         return "the container is dockerd's, which publishes its ports itself"
     if CRI_KIND in container.labels:
@@ -76,19 +82,18 @@ def barred(container: Container) -> str:
     return ""
 
 
-def annotated(
-    container: Container, exposed: Exposed | None
+def mappings_of(
+    specs: str, image: str, exposed: Exposed | None
 ) -> tuple[tuple[PortMapping, ...], tuple[PortSpecError, ...]]:
-    """Give what the annotation alone asks for, and what of it cannot be read.
+    """Give what the specs on a container ask for, and what of them cannot be read.
 
     `exposed` are the image's ports, None when they are not known.
     """
-    value = container.annotations.get(PUBLISH, "")
-    if not asks_for_exposed(container):
-        return ports.parse_list(value)
-    mappings, errors = ports.parse_list(" ".join(spec for spec in ports.specs(value) if spec != ALL))
+    if not asks_for_exposed(specs):
+        return ports.parse_list(specs)
+    mappings, errors = ports.parse_list(" ".join(spec for spec in ports.specs(specs) if spec != ALL))
     if exposed is None:
-        unknown = PortSpecError(f"port spec {ALL!a}: image {container.image!a} is not here to say what it exposes")
+        unknown = PortSpecError(f"port spec {ALL!a}: image {image!a} is not here to say what it exposes")
         return mappings, (*errors, unknown)
     return (*mappings, *automatic(exposed, mappings)), errors
 
@@ -107,18 +112,20 @@ def read_workload(
     *,
     internal: Collection[str] = (),
     exposed: Exposed | None = None,
+    trust_labels: bool = False,
 ) -> Workload | None:
     """Give what a container asks for, None when it asks for nothing or must not ask.
 
     `internal` are the bridges of networks whose containers have no published ports.
     """
+    specs = asked(container, trust_labels=trust_labels)
     reason = barred(container)
-    if not asks(container) or (reason and not container.host_network):
+    if not (specs or EXTENSION in container.extensions) or (reason and not container.host_network):
         return None
-    asked, errors = annotated(container, exposed)
+    mappings, errors = mappings_of(specs, container.image, exposed)
     changes, problems = amended(container)
     problems = (*(error.message for error in errors), *problems)
-    requests = changes.apply(asked)
+    requests = changes.apply(mappings)
     if not reason and endpoint is not None and endpoint.interface in internal:
         reason = "the container is on an internal network: its ports are not published"
     if reason:
@@ -131,4 +138,5 @@ def read_workload(
         exposed=exposed,
         problems=problems,
         endpoint=endpoint,
+        labels=tuple(sorted(container.labels.items())),
     )

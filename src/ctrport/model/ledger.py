@@ -1,14 +1,14 @@
 """Who gets which host port.
 
 Theory of operation. Every request for a host port stands in one *bucket*, named by protocol and port. Within a
-bucket requests are served in the order in which they were asked for, which is their containers' creation unless
-`publish` came later; one that overlaps an earlier winner waits.
+bucket requests are served in the order of asking (`Workload.rank_of`); one that overlaps an earlier winner waits.
 Requests for a port of the host's choice (pools and automatic ones) are first given a port and then stand in
 that port's bucket like any other. A change touches the buckets of the container that changed and no others, so
 its cost does not grow with the number of containers.
 
 The ledger knows no kernel and no clock: the facts of the host come in as `Host`, and `settle()` gives what
-changed as pairs of bindings.
+changed as pairs of bindings. What the operator's policy does not allow is refused, and a port of the host's choice
+is one that it does.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import bisect
 import itertools
 from typing import TYPE_CHECKING
 
-from ctrport.model.bindings import IPV6_LOOPBACK, Binding, Change, Host, State, is_wildcard, socket_text
-from ctrport.model.ports import Protocol
+from ctrport.model.bindings import Binding, Change, Host, State, is_wildcard, socket_text
+from ctrport.model.policy import Policy, within
 from ctrport.model.request import groups, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
     from ctrport.model.bindings import Incumbent, Listener
-    from ctrport.model.ports import PortMapping
+    from ctrport.model.ports import PortMapping, Protocol
     from ctrport.model.request import Request
     from ctrport.model.workload import Key, Workload
 
@@ -36,8 +36,13 @@ class Ledger:
     """Host ports and their holders. `put` and `remove` say what changed, `settle` decides."""
 
     def __init__(
-        self, host: Host | None = None, incumbents: Mapping[Incumbent, Iterable[int]] | None = None
+        self,
+        host: Host | None = None,
+        incumbents: Mapping[Incumbent, Iterable[int]] | None = None,
+        policy: Policy | None = None,
     ) -> None:
+        self._policy = policy or Policy()
+        self._workloads: dict[Key, Workload] = {}
         self._requests: dict[Key, dict[object, Request]] = {}
         self._buckets: dict[tuple[Protocol, int], list[Request]] = {}
         self._dirty: dict[tuple[Protocol, int], None] = {}
@@ -55,6 +60,12 @@ class Ledger:
         self.set_listeners(host.listeners)
         self._lowest_automatic = host.automatic[0]  # no port below is free for everybody
         self._dirty.update(dict.fromkeys(self._buckets))
+
+    def set_policy(self, policy: Policy) -> None:
+        """Take other rules; every request that they change something for is judged again at the next `settle`."""
+        self._policy = policy
+        for workload in tuple(self._workloads.values()):
+            self.put(workload)
 
     def set_listeners(self, listeners: Iterable[Listener]) -> None:
         """Take who has ports now, the most telling first; who waits for one that is gone is judged again."""
@@ -81,6 +92,7 @@ class Ledger:
             for listener in listeners
             for request in self._buckets.get((listener.protocol, listener.port), ())
             if not (request.binding and request.binding.state is State.ACTIVE)
+            and request.may_have(listener.port)
             and request.overlaps(listener.address, listener.families)
         ]
 
@@ -99,19 +111,22 @@ class Ledger:
         """Set what a container asks for; the same workload again changes nothing."""
         old = self._requests.get(workload.key, {})
         new: dict[object, Request] = {}
+        grant = self._policy.grant(workload)
         for mapping in workload.requests if workload.endpoint else ():
-            request = request_of(workload, mapping)
+            request = request_of(workload, mapping, grant)
             identity: object = (mapping, request.ipv4, request.ipv6)
             new[identity] = old.get(identity) or request
         for identity, request in old.items():
             if identity not in new:
                 self._leave(request)
-        self._requests[workload.key] = new
+        self._requests[workload.key], self._workloads[workload.key] = new, workload
         exact = {r.port for r in new.values() if not r.floating and r.port is not None}
         for identity, request in new.items():
-            asked_at = workload.rank_of(request.mapping)
-            if request.asked_at != asked_at:  # a reservation has become a container
+            if request.asked_at != (asked_at := workload.rank_of(request.mapping)):  # reserved, and now a container
                 self._rank(request, asked_at)
+            if request.grant != grant:
+                request.regrant(grant)
+                self._doubt(request)
             if identity not in old:
                 if request.floating:
                     request.port = self._former_port(request, exact)
@@ -119,6 +134,7 @@ class Ledger:
 
     def remove(self, key: Key) -> None:
         """Forget a container; its ports go to who waits for them."""
+        self._workloads.pop(key, None)
         for request in self._requests.pop(key, {}).values():
             self._leave(request)
         self._last_ports.pop(key, None)
@@ -136,7 +152,7 @@ class Ledger:
         self._judge()
         self._open.sort(key=lambda r: (r.mapping.host_port_pool is None, r.rank))
         waiting, self._open = self._open, []
-        for group in groups(waiting):
+        for group in groups([request for request in waiting if not self._refused(request)]):
             self._assign(group)
         self._judge()
         changes, self._changes = self._changes, []
@@ -165,9 +181,13 @@ class Ledger:
     def _rank(self, request: Request, asked_at: int) -> None:
         request.asked_at = asked_at
         if request.port is not None:
-            name = (request.mapping.protocol, request.port)
-            self._buckets[name].sort(key=lambda r: r.rank)
-            self._dirty[name] = None
+            self._buckets[request.mapping.protocol, request.port].sort(key=lambda r: r.rank)
+        self._doubt(request)
+
+    def _doubt(self, request: Request) -> None:
+        """Have a request judged again; those without a port always are."""
+        if request.port is not None:
+            self._dirty[request.mapping.protocol, request.port] = None
 
     def _leave(self, request: Request) -> None:
         if request.port is None:
@@ -196,27 +216,39 @@ class Ledger:
             del self._dirty[name]
             winners: list[Request] = []
             for request in tuple(self._buckets.get(name, ())):
-                if refusal := self._refusal(request):
+                if refusal := request.refusal(self._host):
                     self._report(request, State.REFUSED, refusal)
+                elif not request.may_have(name[1]):
+                    self._reopen(request, name[1])
                 elif holder := self._holder(request, name[1], winners):
                     if request.floating:
-                        self._vacate(request, name[1])
-                        request.port = None
-                        self._open.append(request)
+                        self._reopen(request, name[1])
                     self._report(request, State.WAITING, holder)
                 else:
                     winners.append(request)
                     self._report(request, State.ACTIVE)
 
+    def _reopen(self, request: Request, port: int) -> None:
+        """Take a port of the host's choice back, to choose another."""
+        self._vacate(request, port)
+        request.port = None
+        self._open.append(request)
+
+    def _refused(self, request: Request) -> bool:
+        """Leave a request without a port open if it can have none."""
+        refusal = request.refusal(self._host)
+        if refusal:
+            self._open.append(request)
+            self._report(request, State.REFUSED, refusal)
+        return bool(refusal)
+
     def _assign(self, group: list[Request]) -> None:
-        """Give the first port that is free for the whole group."""
-        if refusal := self._refusal(group[0]):
-            self._leave_open(group, State.REFUSED, refusal)
-            return
+        """Give the first port that is free for the whole group, and allowed: that is the same for all of it."""
         pool = group[0].mapping.host_port_pool
         low, high = pool or self._host.automatic
         start = low if pool else self._lowest_automatic  # what lies below may be free for other protocols, families
-        for port in itertools.chain(range(start, high + 1), range(low, start)):
+        spans = group[0].spans
+        for port in itertools.chain(within(spans, start, high), within(spans, low, start - 1)):
             if pool is None and port in self._host.reserved:
                 continue
             if any(self._holder(r, port, self._bucket(r, port)) for r in group):
@@ -227,32 +259,14 @@ class Ledger:
             if pool is None and port == self._lowest_automatic and is_wildcard(group[0].mapping.host_ip):
                 self._lowest_automatic = port + 1
             return
-        self._leave_open(group, State.WAITING, ALL_ALLOCATED)
-
-    def _leave_open(self, group: list[Request], state: State, reason: str) -> None:
         self._open.extend(group)
         for request in group:
-            self._report(request, state, reason)
+            self._report(request, State.WAITING, ALL_ALLOCATED)
 
     def _bucket(self, request: Request, port: int) -> Iterable[Request]:
         """Give who stands in a port's bucket, but for those that are refused and will never be served there."""
         bucket = self._buckets.get((request.mapping.protocol, port), ())
         return [r for r in bucket if r.binding is None or r.binding.state is not State.REFUSED]
-
-    def _refusal(self, request: Request) -> str:
-        host_ip = request.mapping.host_ip
-        relayed = self._host.relays and request.mapping.protocol is Protocol.TCP
-        if host_ip == IPV6_LOOPBACK and not relayed:
-            return (
-                "[::1] cannot be published: the kernel routes no packet from ::1 to a container; "
-                "a watcher relays tcp where relay_ipv6_loopback is true"
-            )
-        if host_ip is not None and not self._host.has(host_ip):
-            return f"host IP {host_ip} is not an address of this host"
-        if not request.families:
-            family = f"IPv{host_ip.version}" if host_ip else "IP"
-            return f"the container has no {family} address"
-        return ""
 
     def _holder(self, request: Request, port: int, earlier: Iterable[Request]) -> str:
         """Who keeps this request from a port, in words; empty when nobody does."""

@@ -74,6 +74,16 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """The Kubernetes pod that a container belongs to, as the CRI plugin recorded it."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """A container that asks for ports: the unit that host ports are given to."""
 
@@ -84,6 +94,8 @@ class Workload:
     exposed: tuple[tuple[int, Protocol], ...] | None = None  # the image's ports, where the annotation says `all`
     problems: tuple[str, ...] = ()  # specs that could not be read, each with its reason
     endpoint: Endpoint | None = None  # None: not running, or no address
+    pod: Pod | None = None  # None: a container of nobody's cluster
+    labels: tuple[tuple[str, str], ...] = ()  # of the container; its image's are among them
 
     def rank_of(self, mapping: PortMapping) -> int:
         """Give when a request was made, by which host ports are given out: nobody is overtaken by a later wish."""

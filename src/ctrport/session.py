@@ -1,0 +1,68 @@
+"""One client's dealings with a service: which operations there are, and what ends with the client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ctrport.errors import CtrportError
+from ctrport.model.workload import Key
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ctrport.service import Json, Service
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One client of a service: its operations, and what it has reserved and not released yet."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._reserved: set[Key] = set()
+
+    async def call(self, operation: str, **arguments: Any) -> Json:
+        """Do an operation. What has begun comes to its end even if the caller is cancelled.
+
+        KeyError for an operation that there is not, TypeError for arguments that it does not take.
+        """
+        work = asyncio.ensure_future(self._perform(operation, arguments))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            raise
+
+    async def close(self) -> None:
+        """Release what is still reserved."""
+        for key in sorted(self._reserved):
+            try:
+                await self._service.release(list(key), owned=True)
+            except (CtrportError, OSError) as error:
+                log.warning("could not release what was reserved for %s: %s", key, error)
+
+    async def _perform(self, operation: str, arguments: Json) -> Json:
+        service = self._service
+        if operation == "reserve":
+            result = await service.reserve(**arguments)
+            self._reserved.add(Key(*arguments["container"]))
+            return result
+        if operation == "release":
+            key = Key(*arguments["container"])
+            result = await service.release(**arguments, owned=key in self._reserved)
+            self._reserved.discard(key)
+            return result
+        plain: dict[str, Callable[..., Awaitable[Json]]] = {
+            "converge": service.converge,
+            "bindings": service.bindings,
+            "configuration": service.configuration,
+            "resync": service.resync,
+            "publish": service.publish,
+            "unpublish": service.unpublish,
+            "create_network": service.create_network,
+            "remove_network": service.remove_network,
+        }
+        return await plain[operation](**arguments)
