@@ -115,9 +115,10 @@ def _check(reconciler: Reconciler, key: Key, wanted: Iterable[PortMapping]) -> b
         raise ConflictError(f"{key}: {workload.problems[0]}")  # such as an internal network: it can have none
     lost = [found[mapping] for mapping in wanted if found[mapping].state is not State.ACTIVE]
     if lost:
+        taken = any(binding.state is State.WAITING for binding in lost)
         raise ConflictError(
             "; ".join(f"{b.mapping}: {b.reason}" for b in lost[:MOST_TOLD]),
-            hint="choose another host port, or stop who holds it",
+            hint="choose another host port, or stop who holds it" if taken else "ctrport config show",
         )
     return True
 

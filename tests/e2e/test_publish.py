@@ -339,6 +339,24 @@ def test_conflicts(program: Cli, lab: Lab):
     program("rm", "-f", old, check=True)
 
 
+def test_policy(program: Cli, lab: Lab, request: pytest.FixtureRequest):
+    """A port that the policy does not allow is refused with the rule that would, and the others are not published."""
+    rule = '[[policy.allow]]\ncontainerd_namespaces = ["default"]\nhost_ports = ["9000-9001"]\n'
+    program.config.write_text(rule)
+    if "watched" in request.node.name:
+        request.getfixturevalue("watcher").restart()
+    name = ours(program, lab)
+    before = program.everything()
+    result = program("publish", name, "9000:80", "8080:80")
+    assert (result.returncode, "8080:80/tcp: policy: " in result.stderr) == (1, True), result
+    assert "ctrport config show" in result.stderr
+    assert (program.everything(), stored(program, name)) == (before, None)
+    assert (page(lab, 8080), page(lab, 9000)) == (REFUSED, REFUSED)
+    program("publish", name, "9000:80", check=True)
+    assert page(lab, 9000) == PAGE
+    program("rm", "-f", name, check=True)
+
+
 def test_a_later_wish_takes_no_port(ctrport: Cli, watcher: Watcher, lab: Lab):
     """A port published live counts from then: no older wish loses its port to it, also after a restart."""
     old, young = plain(ctrport, lab), plain(ctrport, lab, number=3)
