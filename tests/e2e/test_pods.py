@@ -105,7 +105,7 @@ def answers(lab: Lab, port: int, name: str, address: str = HOST, *, within: floa
 
 
 def is_refused(lab: Lab, port: int, address: str = HOST) -> None:
-    until(lambda: ask(lab.remote, address, port) is REFUSED, within=3, what=f"a refusal at {address} port {port}")
+    until(lambda: ask(lab.remote, address, port) is REFUSED, within=15, what=f"a refusal at {address} port {port}")
 
 
 def listed(ctrport: Cli) -> dict[str, dict[str, Any]]:
@@ -121,7 +121,7 @@ def test_from_the_annotation_to_the_answer(ctrport: Cli, watcher: Watcher, cri: 
     """A pod is run, and a remote peer is answered over IPv4 and IPv6, with nothing called in between."""
     pod = cri.run("web", "8080:80", labels={"app": "web"})
     cri.start_container(pod, "httpd", WEB)
-    until(lambda: http_get(lab.remote, HOST, 8080) == PAGE, within=3, what="the page")
+    until(lambda: http_get(lab.remote, HOST, 8080) == PAGE, within=15, what="the page")
     assert http_get(lab.remote, HOST6, 8080) == PAGE
     assert "192.0.2.2" in str(http_get(lab.remote, HOST, 8080, "/cgi-bin/whoami"))
     for address in ("127.0.0.1", HOST, HOST6):
