@@ -76,12 +76,13 @@ class FakeContainerd:
         self.emit("/containers/create", key.namespace, ev.ContainerCreate(id=key.id))
         return key
 
-    def start(self, key: Key) -> int:
-        """Start the container's task; give its pid."""
+    def start(self, key: Key, *, pid: int | None = None) -> int:
+        """Start the container's task, in the network namespace of a process that is there; give its pid."""
         self._pid += 1
-        self.processes[key] = api.Process(id=key.id, pid=self._pid, status=api.RUNNING)
-        self.emit("/tasks/start", key.namespace, ev.TaskStart(container_id=key.id, pid=self._pid))
-        return self._pid
+        pid = pid or self._pid
+        self.processes[key] = api.Process(id=key.id, pid=pid, status=api.RUNNING)
+        self.emit("/tasks/start", key.namespace, ev.TaskStart(container_id=key.id, pid=pid))
+        return pid
 
     def exit(self, key: Key, status: int = 0, *, exec_id: str | None = None) -> None:
         """End the container's own process, or an exec'ed one."""

@@ -79,7 +79,7 @@ class Answerer:
             ready.sendto(name.encode(), client)
         elif ready.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             accepted, _ = ready.accept()
-            accepted.setblocking(False)
+            accepted.settimeout(0)
             self._sockets[name].append(accepted)
             self._selector.register(accepted, selectors.EVENT_READ, name)
         elif data := ready.recv(2048):
@@ -96,7 +96,7 @@ def _open() -> list[socket.socket]:
         each = socket.socket(socket.AF_INET6, kind)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        each.setblocking(False)
+        each.settimeout(0)
         each.bind(("::", port))
         if kind == socket.SOCK_STREAM:
             each.listen()
@@ -111,7 +111,7 @@ class Talker:
 
     def __init__(self, ns: Netns, address: str, port: int) -> None:
         self._socket = connect(ns, address, port, "udp").socket
-        self._socket.setblocking(False)
+        self._socket.settimeout(0)
         self.heard: tuple[float, str] = (0.0, "")
         self.refused = 0.0  # when the last refusal came
         self.sent = 0

@@ -112,5 +112,3 @@ class Quiet:
             return answer if isinstance(answer, Failure) else answer.strip()
         heard = exchange(remote, address, port, b"?", proto="udp", timeout=1)
         return heard if isinstance(heard, Failure) else heard.decode()
-
-

@@ -102,7 +102,7 @@ def remove_network(world: World, _slot: Slot, rng: Random) -> str:
 
 
 def run_taken(world: World, slot: Slot, _rng: Random) -> str:
-    """A run with a port that the anchor has must be refused, and leave nothing; the model would see what it left."""
+    """Ask for a port that the anchor has, which must be refused. The model would see what it left behind."""
     name = world.containerd.unique(f"t{slot.number}")
     result = world.run(name, "-p", f"{LINE_PORT}:80")
     if result.returncode == 0:
@@ -122,13 +122,16 @@ def stop(world: World, slot: Slot, _rng: Random) -> str:
 
 def kill(world: World, slot: Slot, rng: Random) -> str:
     """Kill the container's process behind everybody's back, by signal or by ctr."""
-    pid = world.task_pid(slot)
-    if pid is None:
-        return "no task to kill"
+    pid = _task(world, slot)
     if rng.random() < 0.5:
         os.kill(pid, signal.SIGKILL)
         return ""
     return _failure(world.ctr(slot, "tasks", "kill", "-s", "KILL", slot.name))
+
+
+def _task(world: World, slot: Slot) -> int:
+    """Give the task's process id; wait for one that containerd's restart monitor has yet to start."""
+    return until(lambda: world.task_pid(slot), within=10, what=f"a task of {slot.name}") or 0
 
 
 def start(world: World, slot: Slot, _rng: Random) -> str:
@@ -146,12 +149,14 @@ def remove(world: World, slot: Slot, _rng: Random) -> str:
 
 def pause(world: World, slot: Slot, _rng: Random) -> str:
     """Pause and resume: the mapping stays."""
+    _task(world, slot)
     result = world.ctr(slot, "tasks", "pause", slot.name)
     return _failure(result) or _failure(world.ctr(slot, "tasks", "resume", slot.name))
 
 
 def execute(world: World, slot: Slot, rng: Random) -> str:
-    """An exec'ed process that ends says nothing of the container."""
+    """Let an exec'ed process end, which says nothing of the container."""
+    _task(world, slot)
     words = ("tasks", "exec", "--exec-id", f"x{rng.randrange(10**9)}", slot.name, "true")
     return _failure(world.ctr(slot, *words))
 
@@ -182,6 +187,16 @@ OPERATIONS = (
     Operation("sync", 2, sync),
     Operation("ps", 2, look),
 )
+
+
+def fits(operation: Operation, slot: Slot) -> bool:
+    """Say whether an operation suits what the plan intends of a slot.
+
+    What was to run always and was stopped is kept stopped by containerd, which kills whoever starts it.
+    """
+    if operation.do is start and slot.kind == "always":
+        return False
+    return operation.on in {"", slot.intended} and operation.plain in {None, slot.plain}
 
 
 def after(operation: Operation, slot: Slot) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from soak import kernel
 from soak.checks import Quiet
 from soak.faults import FAULTS, Fault
-from soak.operations import OPERATIONS, Operation, after
+from soak.operations import OPERATIONS, Operation, after, fits
 from soak.world import World
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ class Soak:
     def _choose(self) -> tuple[Operation, Slot, int]:
         """Draw a slot and an operation that suits what the plan intends of it."""
         slot = self._plan.choice(self._world.slots)
-        fitting = [
-            each for each in OPERATIONS if each.on in {"", slot.intended} and each.plain in {None, slot.plain}
-        ]
+        fitting = [each for each in OPERATIONS if fits(each, slot)]
         operation = self._plan.choices(fitting, [each.weight for each in fitting])[0]
         slot.kind = _KINDS.get(operation.name, slot.kind)
         slot.intended = after(operation, slot)

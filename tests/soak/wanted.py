@@ -130,9 +130,10 @@ def wishes(container: Container) -> list[Mapping]:
 
 def mappings(containers: list[Container]) -> list[Mapping]:
     """Give the wishes that are granted: the oldest container's first."""
-    granted: list[Mapping] = []
+    granted: dict[object, list[Mapping]] = {}
     for container in containers:
         for wish in wishes(container):
-            if not (wish.exact and any(wish.meets(other) for other in granted)):
-                granted.append(wish)
-    return granted
+            there = granted.setdefault((wish.protocol, wish.ports), [])
+            if not (wish.exact and any(wish.meets(other) for other in there)):
+                there.append(wish)
+    return [mapping for there in granted.values() for mapping in there]

@@ -172,15 +172,12 @@ class World:
     def stray(self) -> list[str]:
         """Say what is left of containers that are no more: namespaces, leases, files."""
         there = set(self.containerd.ctr("containers", "list", "--quiet").split())
-        found = []
+        found = {path.name: f"files of {path.name}" for path in self.cli.root.glob("containers/*/*")}
         for path in DIRECTORY.glob(f"ctrport-*-{self.containerd.token}-*"):
-            if path.name.removeprefix("ctrport-").rpartition("-")[0] not in there:
-                found.append(f"namespace {path.name}")
+            found[path.name.removeprefix("ctrport-").rpartition("-")[0]] = f"namespace {path.name}"
         for path in self.cli.root.glob("networks/*/leases/*"):
-            if json.loads(path.read_text())["container"][1] not in there:
-                found.append(f"lease {path.name}")
-        names = {path.name for path in self.cli.root.glob("containers/*/*")}
-        return found + [f"files of {name}" for name in sorted(names - there)]
+            found[json.loads(path.read_text())["container"][1]] = f"lease {path.name}"
+        return [text for name, text in sorted(found.items()) if name not in there]
 
     # ---- the end
 
