@@ -98,9 +98,8 @@ class Kills:
             self._stage = stage = stack.enter_context(Stage(4))
             self.breeder = Breeder(stage)
             stack.callback(self.breeder.close)
-            stage.do(
-                lambda fake: fake.start(add(fake, "anchor", f"{LINE_PORT}:{ECHO_PORT}"), pid=stage.places[0][0])
-            )
+            at, publish = stage.places[0][0], f"{LINE_PORT}:{ECHO_PORT}"
+            stage.do(lambda fake: fake.start(add(fake, "anchor", publish), pid=at))
             self.breeder.start()
             if not self.breeder.ready():
                 raise AssertionError(f"the first watcher did not become ready:\n{self.log}")
