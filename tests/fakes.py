@@ -12,11 +12,12 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ctrport.containerd import decode
+from ctrport.containerd import cri, decode
 from ctrport.containerd.methods import METHODS
 from ctrport.containerd.pb import api_pb2 as api
 from ctrport.containerd.pb import events_pb2 as ev
 from ctrport.containerd.rpc import grpc  # from there, as its environment is set before the import
+from ctrport.model.annotations import CRI_KIND
 from ctrport.model.workload import Key
 
 if TYPE_CHECKING:
@@ -28,6 +29,26 @@ def spec(annotations: dict[str, Any] | None = None, *, netns: str | None = "") -
     """Give an OCI spec; netns "" is a namespace of its own, None the host's, else a path that is joined."""
     entries = [] if netns is None else [{"type": "network"} | ({"path": netns} if netns else {})]
     return {"annotations": annotations or {}, "linux": {"namespaces": [{"type": "pid"}, *entries]}}
+
+
+def sandbox_metadata(publish: str | None = None, *, name: str = "web", **config: Any) -> dict[str, Any]:
+    """Give what the CRI plugin keeps of a pod, zero values left out; `config` goes over its configuration."""
+    made = {
+        "metadata": {"name": name, "uid": "3f1c", "namespace": "shop"},
+        "hostname": name,
+        "annotations": {} if publish is None else {"ctrport.io/publish": publish},
+        "linux": {"security_context": {"namespace_options": {"pid": 1}}},
+    }
+    metadata = {"ID": "c4f", "Name": f"{name}_shop_3f1c_0", "Config": {**made, **config}, "IP": "198.51.100.2"}
+    return {"Version": "v1", "Metadata": {**metadata, "NetNSPath": "/var/run/netns/cni-1", "RuntimeHandler": ""}}
+
+
+def sandbox(metadata: dict[str, Any] | bytes) -> dict[str, Any]:
+    """Give the fields of a pause container's record."""
+    value = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
+    # Without the prefix that protobuf's own Any wants, as containerd has it.
+    extension = AnyMessage(type_url="github.com/containerd/cri/pkg/store/sandbox/Metadata", value=value)
+    return {"labels": {CRI_KIND: "sandbox"}, "extensions": {cri.METADATA: extension}}
 
 
 class FakeContainerd:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shlex
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -175,9 +176,10 @@ class Server:
             if address != self._settings.address:
                 raise ConflictError(
                     f"the watcher of {self._settings.state} watches {self._settings.address}, not {address}",
-                    hint="give the same --address, or another --state",
+                    hint=f"export CONTAINERD_ADDRESS={shlex.quote(self._settings.address)}",
                 )
-            await self._wait_until_ready()
+            if operation != "configuration":  # which no pass changes
+                await self._wait_until_ready()
             return {"result": await session.call(operation, **request)}
         except CtrportError as error:
             return {"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}}

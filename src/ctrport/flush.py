@@ -6,7 +6,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from ctrport.errors import ConflictError
-from ctrport.firewall import conntrack
+from ctrport.firewall import conntrack, nftrace
 from ctrport.firewall.foreign import adjust
 from ctrport.firewall.nft import LibNft
 from ctrport.firewall.ruleset import ADDRESS
@@ -35,6 +35,8 @@ def flush(settings: Settings) -> list[str]:
         if nft.listing() is not None:
             nft.apply(f"delete table {ADDRESS}\n")
             done.append(f"removed table {ADDRESS}")
+        if nftrace.remove(nft):
+            done.append(f"removed table {nftrace.ADDRESS}")
         bridges = [network.bridge for network in networks.load_all(settings.root)]
         done += adjust.remove(settings.config, bridges)
         if flows := conntrack.forget_stale({}, settings.config.mark):

@@ -18,6 +18,7 @@ from ctrport.service import Service
 if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
+    from ctrport.firewall.nft import Nft
     from ctrport.firewall.table import Listing, Table
 
 UNAPPLIED = "not in the kernel: no watcher runs, ctrport sync applies it"
@@ -34,11 +35,23 @@ class Drift:
         return bool(self.missing or self.surplus)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a writer would do now, beside what the kernel has."""
+
+    reconciler: Reconciler
+    table: Table
+    listing: Listing | None
+    drift: Drift
+
+
 async def bindings(settings: Settings, client: Client) -> list[dict[str, Any]]:
     """Give every container that asks for ports, with its mappings: by the watcher, else by looking."""
     async with connect(settings) as link:
         if link is not None:
             return list((await link.call("bindings"))["containers"])
+    if settings.config_error is not None:
+        raise settings.config_error
     nft = LibNft()
     reconciler = Reconciler(settings.without_watcher(), client, nft)
     await reconciler.resync(apply=False)
@@ -54,9 +67,20 @@ async def bindings(settings: Settings, client: Client) -> list[dict[str, Any]]:
     return found
 
 
+async def configuration(settings: Settings) -> dict[str, Any] | None:
+    """Give the watcher's configuration as `Service.configuration` does, None where no watcher runs."""
+    async with connect(settings) as link:
+        return None if link is None else await link.call("configuration")
+
+
 async def tables(settings: Settings, client: Client) -> tuple[Table, Drift]:
     """Give the table that should be, and how the kernel differs from it."""
-    nft = LibNft()
+    found = await look(settings, client, LibNft())
+    return found.table, found.drift
+
+
+async def look(settings: Settings, client: Client, nft: Nft) -> Look:
+    """Make the pass that a writer would make, and apply nothing."""
     reconciler = Reconciler(settings, client, nft)
     await reconciler.resync(apply=False)
     table = reconciler.table()
@@ -64,7 +88,7 @@ async def tables(settings: Settings, client: Client) -> tuple[Table, Drift]:
     found = drift(table, listing)
     if not found and not record.intact(settings.state, table, listing):
         found = Drift(missing=("the rules as they were written last: their text has changed",), surplus=())
-    return table, found
+    return Look(reconciler=reconciler, table=table, listing=listing, drift=found)
 
 
 def drift(table: Table, listing: Listing | None) -> Drift:

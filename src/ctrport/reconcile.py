@@ -23,7 +23,7 @@ from ctrport.firewall.kernel import KernelTable
 from ctrport.firewall.ruleset import Links
 from ctrport.firewall.table import difference
 from ctrport.host import facts, needs
-from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asks, read_workload
+from ctrport.model.annotations import FOREIGN_NAMESPACES, asks, is_auto_remove, read_workload
 from ctrport.model.ledger import Ledger
 from ctrport.model.workload import Endpoint, Key, Status
 from ctrport.network import networks, proc
@@ -49,7 +49,7 @@ class Snapshot:
 
     workloads: dict[Key, Workload] = field(default_factory=dict)
     exited_for_good: set[Key] = field(default_factory=set)  # `run -d --rm` whose task has ended
-    uncertain: set[Key] = field(default_factory=set)  # whose task gave no clear answer: left as they were
+    uncertain: set[Key] = field(default_factory=set)  # to be looked at once more; see `_note`
     known: set[Key] = field(default_factory=set)  # every container of every namespace, as of the last resync
 
 
@@ -90,7 +90,7 @@ class Reconciler:
         listing = await asyncio.to_thread(self._kernel.listing)
         host = await asyncio.to_thread(facts.read, relays=self.settings.config.relay_ipv6_loopback)
         if self.ledger is None:
-            self.ledger = Ledger(host, incumbents(listing))
+            self.ledger = Ledger(host, incumbents(listing), self.settings.config.policy)
         else:
             self.ledger.set_host(host)
         self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
@@ -129,10 +129,11 @@ class Reconciler:
         keys = tuple(keys)
         self._routes = await asyncio.to_thread(proc.read)
         self._internal = self._links().internal
+        had_host_ports = any(w.host_ports for w in map(self.snapshot.workloads.get, keys) if w)
         for key in keys:
             await self.look(key)
         self._put(keys)
-        if any(key in self.snapshot.workloads or key in self.reserved for key in keys):
+        if had_host_ports or any(key in self.snapshot.workloads or key in self.reserved for key in keys):
             translations = await asyncio.to_thread(self._translations.read, self._routes.addresses)
             await tell_listeners(self.ledger, translations=translations)
         changes = await self._claims.settle(self.ledger)
@@ -150,20 +151,35 @@ class Reconciler:
         """Give what became of a container's requests."""
         return self.ledger.bindings(key) if self.ledger else ()
 
+    def configure(self, settings: Settings) -> None:
+        """Take other settings; the full pass that must follow brings everything to them."""
+        self.settings = settings
+        self._firewalls = Firewalls(settings.config)
+        self._believed = False
+        if self.ledger is not None:
+            self.ledger.set_policy(settings.config.policy)
+
+    def _concerns(self, container: Container) -> bool:
+        """Whether a container asks for ports, or is ours to remove."""
+        return asks(container, trust_labels=self.settings.config.policy.trust_labels) or is_auto_remove(container)
+
     async def _read_all(self) -> None:
         self._internal = self._links().internal
         seen: set[Key] = set()
+        concerning: set[Key] = set()
         for namespace in await self._client.namespaces():
             if namespace in FOREIGN_NAMESPACES:
                 continue
             containers = await self._client.containers(namespace)
             seen.update(c.key for c in containers)
-            asking = [c for c in containers if asks(c.annotations) or _is_auto_remove(c)]
+            asking = [c for c in containers if self._concerns(c)]
+            concerning.update(c.key for c in asking)
             tasks = await self._client.tasks(namespace) if asking else {}
             for container in asking:
                 await self._note(container, tasks.get(container.key.id))
-        for key in [k for k in self.snapshot.workloads if k not in seen]:
+        for key in [k for k in self.snapshot.workloads if k not in concerning]:
             del self.snapshot.workloads[key]
+        self.snapshot.uncertain &= seen
         self.snapshot.known = seen
 
     async def look(self, key: Key) -> None:
@@ -172,10 +188,11 @@ class Reconciler:
             container = await self._client.container(key)
         except NotFoundError:
             self.snapshot.workloads.pop(key, None)
+            self.snapshot.uncertain.discard(key)
             self.snapshot.known.discard(key)
             return
         self.snapshot.known.add(key)
-        if asks(container.annotations) or _is_auto_remove(container):
+        if self._concerns(container):
             await self._note(container, await self._client.task(key))
         else:
             self.snapshot.workloads.pop(key, None)
@@ -197,11 +214,15 @@ class Reconciler:
         if task is not None and task.status is Status.UNKNOWN:
             self.snapshot.uncertain.add(key)
             return
+        if endpoint is None and before is not None and before.endpoint is not None and before.host_ports:
+            self.snapshot.uncertain.add(key)  # portmap takes its rules away after the task has ended
         exited = task is not None and task.status is Status.STOPPED
-        if exited and _is_auto_remove(container) and key not in self.reserved:
+        if exited and is_auto_remove(container) and key not in self.reserved:
             self.snapshot.exited_for_good.add(key)
         self.snapshot.workloads.pop(key, None)
-        if (workload := read_workload(container, endpoint, internal=self._internal)) is not None:
+        trust_labels = self.settings.config.policy.trust_labels
+        workload = read_workload(container, endpoint, internal=self._internal, trust_labels=trust_labels)
+        if workload is not None:
             self.snapshot.workloads[key] = workload
             if before is None or before.problems != workload.problems:
                 for problem in workload.problems:
@@ -259,7 +280,3 @@ class Reconciler:
 
     async def _commit(self, transaction: Transaction | None) -> None:
         await asyncio.to_thread(self._kernel.commit, transaction, self.table)
-
-
-def _is_auto_remove(container: Container) -> bool:
-    return container.annotations.get(AUTO_REMOVE) == "true"

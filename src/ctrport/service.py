@@ -13,6 +13,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
+from ctrport.config import render
 from ctrport.errors import ConflictError, CtrportError, HostError, KernelError
 from ctrport.model import ports
 from ctrport.model.bindings import State
@@ -22,6 +23,7 @@ from ctrport.network import administer, attach, define, files
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.reconcile import Reconciler
 
@@ -37,6 +39,9 @@ class Service:
         self._reconciler = reconciler
         self._settings = reconciler.settings
         self._turn = asyncio.Lock()
+        self.reconfigured = asyncio.Event()
+        self.config_error: str | None = None  # of the last reading of config.toml
+        self.config_waiting: tuple[str, ...] = ()  # keys whose new values the next start takes
         self.last_resync = 0.0  # seconds since the epoch
 
     @asynccontextmanager
@@ -54,8 +59,30 @@ class Service:
         finally:
             self._turn.release()
 
+    @property
+    def settings(self) -> Settings:
+        """What is in force."""
+        return self._settings
+
+    async def configure(self, settings: Settings) -> None:
+        """Take other settings between two passes; a full pass must follow."""
+        async with self._turn:
+            if settings != self._settings:
+                self._settings = settings
+                self._reconciler.configure(settings)
+        self.reconfigured.set()
+
+    async def configuration(self) -> Json:
+        """Give the configuration in force, and what kept a later one from it."""
+        return {
+            "configuration": render.plain(self._settings.config),
+            "file": str(self._settings.config_file),
+            "error": self.config_error,
+            "waiting": list(self.config_waiting),
+        }
+
     def uncertain(self) -> tuple[Key, ...]:
-        """Give the containers whose tasks gave no clear answer: they were left as they were."""
+        """Give the containers that are to be looked at once more."""
         return tuple(self._reconciler.snapshot.uncertain)
 
     async def resync(self) -> Json:
@@ -82,7 +109,9 @@ class Service:
             await self._remove_exited()
         return {"containers": [self._container(key) for key in keys]}
 
-    async def reserve(self, container: list[str], publish: str, network: str | None, ip: str | None) -> Json:
+    async def reserve(
+        self, container: list[str], publish: str, network: str | None, ip: str | None, labels: dict[str, str]
+    ) -> Json:
         """Give a container that is about to be created its name and, on a network of ours, address and ports.
 
         ConflictError when one of them cannot be had, and then nothing of it stays. The reservation lasts until
@@ -99,7 +128,9 @@ class Service:
             if key in self._reconciler.reserved or key in self._reconciler.snapshot.known:
                 raise ConflictError(f"a container named {key.id} exists already, or is being created")
             await asyncio.to_thread(attach.detach, self._settings.root, key)  # what another of that name left
-            workload = Workload(key=key, created_at=time.time_ns(), requests=mappings)
+            workload = Workload(
+                key=key, created_at=time.time_ns(), requests=mappings, labels=tuple(sorted(labels.items()))
+            )
             self._reconciler.reserved[key] = workload
             try:
                 files.make_directory(self._settings.root, key)
@@ -136,7 +167,11 @@ class Service:
         """Give the mappings of one container or of all, as of the last pass."""
         reconciler = self._reconciler
         keys = [Key(*container)] if container else sorted(reconciler.snapshot.workloads)
-        return {"containers": [self._container(key) for key in keys], "last_resync": self.last_resync}
+        return {
+            "containers": [self._container(key) for key in keys],
+            "last_resync": self.last_resync,
+            "uncertain": [list(key) for key in sorted(self.uncertain())],
+        }
 
     @property
     def _trouble(self) -> list[str]:
@@ -146,9 +181,10 @@ class Service:
     def _check_given(self, key: Key) -> None:
         lost = [b for b in self._reconciler.bindings(key) if b.state is not State.ACTIVE]
         if lost:
+            taken = any(b.state is State.WAITING for b in lost)
             raise ConflictError(
                 "; ".join(f"{b.mapping}: {b.reason}" for b in lost[:5]),
-                hint="choose another host port, or stop who holds it",
+                hint="choose another host port, or stop who holds it" if taken else "ctrport config show",
             )
 
     async def create_network(self, **wish: Any) -> Json:
@@ -255,6 +291,7 @@ class Session:
         plain: dict[str, Callable[..., Awaitable[Json]]] = {
             "converge": service.converge,
             "bindings": service.bindings,
+            "configuration": service.configuration,
             "resync": service.resync,
             "create_network": service.create_network,
             "remove_network": service.remove_network,

@@ -1,8 +1,8 @@
 """The daemon: events in, passes out.
 
 Order of a start: take the lock, subscribe, list and apply, and only then tell systemd READY. SIGTERM stops and
-leaves the rules (stopping is not cleaning up), SIGHUP makes a full pass. One task makes all the passes; the
-others only say what has become doubtful.
+leaves the rules (stopping is not cleaning up), SIGHUP reads the configuration again and makes a full pass. One task
+makes all the passes; the others only say what has become doubtful.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ctrport.host.notify import notify
 from ctrport.host.relay import Relay
 from ctrport.host.reservation import Reservation
 from ctrport.reconcile import Reconciler
+from ctrport.reload import reload
 from ctrport.service import Service
 
 if TYPE_CHECKING:
@@ -43,11 +44,16 @@ class Doubt:
 
     keys: set[Key] = field(default_factory=set)
     everything: bool = False
+    configuration: bool = False  # config.toml may say something else
     _raised: asyncio.Event = field(default_factory=asyncio.Event)
 
     def raise_all(self) -> None:
         self.everything = True
         self._raised.set()
+
+    def raise_anew(self) -> None:
+        self.configuration = True
+        self.raise_all()
 
     def raise_about(self, key: Key) -> None:
         self.keys.add(key)
@@ -91,7 +97,7 @@ async def _watch(settings: Settings, client: Client, service: Service) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, doubt.raise_all)
+    loop.add_signal_handler(signal.SIGHUP, doubt.raise_anew)
     server = control.Server(settings, service)
     await server.start()
     try:
@@ -100,7 +106,7 @@ async def _watch(settings: Settings, client: Client, service: Service) -> None:
             tasks = [
                 group.create_task(events.run()),
                 group.create_task(_listen(events, doubt)),
-                group.create_task(_remind(doubt, settings.config.resync_seconds)),
+                group.create_task(_remind(service, doubt)),
                 group.create_task(_listen_to_firewalld(doubt)),
                 group.create_task(_reconcile(settings, service, server, doubt)),
             ]
@@ -139,10 +145,14 @@ async def _listen_to_firewalld(doubt: Doubt) -> None:
         doubt.raise_all()
 
 
-async def _remind(doubt: Doubt, seconds: float) -> None:
+async def _remind(service: Service, doubt: Doubt) -> None:
     while True:
-        await asyncio.sleep(seconds)
-        doubt.raise_all()
+        try:
+            async with asyncio.timeout(service.settings.config.resync_seconds):
+                await service.reconfigured.wait()
+            service.reconfigured.clear()
+        except TimeoutError:
+            doubt.raise_all()
 
 
 async def _reconcile(settings: Settings, service: Service, server: control.Server, doubt: Doubt) -> None:
@@ -151,6 +161,9 @@ async def _reconcile(settings: Settings, service: Service, server: control.Serve
     while True:
         keys, everything = await doubt.take()
         try:
+            if doubt.configuration:
+                doubt.configuration = False
+                await reload(service)
             if everything or not server.ready.is_set():
                 await service.resync()
             else:

@@ -131,6 +131,42 @@ def test_only_the_command_line_imports_typer_and_prints():
     assert prints == []
 
 
+def test_doctor_only_looks():
+    """Doctor has nothing in its hands that changes the host, but for the trace of its own connection."""
+    writers = (
+        "ctrport.claims",
+        "ctrport.firewall.record",
+        "ctrport.firewall.foreign.hook",
+        "ctrport.firewall.foreign.iptables",
+        "ctrport.firewall.foreign.native",
+        "ctrport.flush",
+        "ctrport.lifecycle",
+        "ctrport.network.administer",
+        "ctrport.network.attach",
+        "ctrport.network.cni",
+        "ctrport.network.leases",
+        "ctrport.network.links",
+        "ctrport.network.netns",
+        "ctrport.service",
+        "pyroute2",
+        "subprocess",
+    )
+    found = importers(*writers)
+    assert {path: what for path, what in found.items() if path.startswith("doctor/")} == {}
+    tracers = [path for path in importers("ctrport.firewall.nftrace") if path.startswith("doctor/")]
+    assert tracers == ["doctor/attempt.py"]
+    pure = {"finding.py", "journey.py"}
+    io = [
+        f"{path.name}: {name}"
+        for path in MODULES
+        if path.parent == PACKAGE / "doctor" and path.name in pure
+        for _, name in imports(path)
+        if name.partition(".")[0] not in PURE
+        and not any(within(name, o) for o in (*PURE_OURS, "ctrport.doctor.finding"))
+    ]
+    assert io == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_modules_are_short(path: Path):
     """A module is read in one sitting: under 300 lines."""

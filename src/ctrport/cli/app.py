@@ -10,8 +10,9 @@ import typer
 
 from ctrport import __version__, log
 from ctrport import config as configuration
-from ctrport.cli import containers, maintenance, networks, run
-from ctrport.config import Settings
+from ctrport.cli import containers, doctor, maintenance, networks, run, settings
+from ctrport.config import Config, Settings
+from ctrport.errors import InputError
 from ctrport.run.names import check_identifier
 
 app = typer.Typer(
@@ -33,7 +34,12 @@ app.command("rules")(maintenance.rules)
 app.command("stop")(containers.stop)
 app.command("rm")(containers.rm)
 app.add_typer(networks.app, name="network")
+app.add_typer(settings.app, name="config")
 app.command("flush")(maintenance.flush)
+app.command("doctor")(doctor.doctor)
+
+# Commands that go on with a bad config.toml: they show what the watcher does with the good one that it has.
+WITHOUT_CONFIG = ("config", "doctor", "port", "ps")
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,11 +58,20 @@ def options(
         str, typer.Option("--namespace", "-n", envvar="CONTAINERD_NAMESPACE", help="containerd's namespace.")
     ] = configuration.DEFAULT_NAMESPACE,
     root: Annotated[
-        Path, typer.Option("--root", envvar="CTRPORT_ROOT", help="Networks, leases and containers' files.")
+        Path,
+        typer.Option(
+            "--root", envvar="CTRPORT_ROOT", readable=False, help="Networks, leases and containers' files."
+        ),
     ] = configuration.DEFAULT_ROOT,
     state: Annotated[
         Path,
-        typer.Option("--state", envvar="CTRPORT_STATE", help="Lock, control socket, what a reboot may forget."),
+        typer.Option(
+            # Not asked whether it is readable: doctor tells other users what they cannot see.
+            "--state",
+            envvar="CTRPORT_STATE",
+            readable=False,
+            help="Lock, control socket, what a reboot may forget.",
+        ),
     ] = configuration.DEFAULT_STATE,
     config: Annotated[
         Path | None,
@@ -73,10 +88,21 @@ def options(
 ) -> None:
     """Docker's published ports for plain containerd, kept in nftables maps."""
     log.set_up(verbose=verbose, daemon=context.invoked_subcommand == "watch")
+    path = config or configuration.DEFAULT_CONFIG
+    found, problem = None, None
+    try:
+        found = configuration.read(path, required=config is not None)
+    except InputError as error:
+        if context.invoked_subcommand not in WITHOUT_CONFIG:
+            raise
+        problem = error
     context.obj = Settings(
         address=os.path.realpath(address.removeprefix("unix://")),  # /var/run is /run: one name for one containerd
         namespace=check_identifier("--namespace", namespace),
         root=root.absolute(),
         state=state.absolute(),
-        config=configuration.load(config or configuration.DEFAULT_CONFIG, required=config is not None),
+        config=found or Config(),
+        config_file=path.absolute(),
+        config_found=found is not None,
+        config_error=problem,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ctrport.cli.maintenance import FormatOption
-from ctrport.cli.output import Format, print_json, print_lines, print_table
+from ctrport.cli.output import Format, print_json, print_lines, print_table, warn
 from ctrport.errors import NotFoundError
 from ctrport.model.ports import parse_port_argument
 from ctrport.model.workload import Key
@@ -23,7 +23,7 @@ Names = Annotated[list[str], typer.Argument(metavar="CONTAINER...")]
 
 def port(
     context: typer.Context,
-    container: Annotated[str, typer.Argument()],
+    container: Annotated[str, typer.Argument(help="A pod: NAMESPACE/NAME.")],
     which: Annotated[str | None, typer.Argument(metavar="[PORT[/PROTO]]")] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
@@ -34,8 +34,7 @@ def port(
 
     wanted = parse_port_argument(which) if which else None
     settings: Settings = context.obj
-    key = _key(settings, container)
-    entry = asyncio.run(_entry(settings, key))
+    entry = asyncio.run(_entry(settings, container))
     shown = port_lines(_published(entry), *(wanted or ()))
     if wanted and not shown:
         number, protocol = wanted
@@ -60,6 +59,7 @@ def ps(
     from ctrport.model.listing import ports_column  # noqa: PLC0415
 
     entries = asyncio.run(_entries(context.obj, stopped=all_))
+    _warn_of_configuration(context.obj)
     if format_ is Format.JSON:
         print_json(containers=entries)
         return
@@ -69,7 +69,7 @@ def ps(
         ports += [f"{_asked(m)}: {m['state']}, {m['reason']}" for m in entry["mappings"] if m["state"] != "active"]
         rows.append(
             (
-                entry["id"],
+                entry["name"],
                 entry["image"],
                 entry["status"],
                 "\n".join(entry["addresses"]),
@@ -86,12 +86,12 @@ def stop(
 ) -> None:
     """Stop containers; their ports stop answering, addresses and files stay."""
     from ctrport import lifecycle  # noqa: PLC0415
-    from ctrport.model.annotations import AUTO_REMOVE  # noqa: PLC0415
+    from ctrport.model.annotations import is_auto_remove  # noqa: PLC0415
 
     async def work(client: Client, link: Writer, key: Key) -> None:
         record = await client.container(key)
         await lifecycle.stop(client, record, patience=timeout)
-        if record.annotations.get(AUTO_REMOVE) == "true":
+        if is_auto_remove(record):
             await lifecycle.remove(client, key, force=True)
             await link.call("release", container=list(key))
         else:
@@ -144,14 +144,15 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
         raise typer.Exit(1)
 
 
-async def _entry(settings: Settings, key: Key) -> dict[str, Any]:
+async def _entry(settings: Settings, name: str) -> dict[str, Any]:
     from ctrport.containerd.client import Client  # noqa: PLC0415
     from ctrport.observe import bindings  # noqa: PLC0415
 
     async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-        await client.container(key)
+        # A slash stands in no container's id, and in every pod's name.
+        found = await (client.pod(name) if "/" in name else client.container(_key(settings, name)))
         for entry in await bindings(settings, client):
-            if Key(entry["namespace"], entry["id"]) == key:
+            if Key(entry["namespace"], entry["id"]) == found.key:
                 return entry
     return {"addresses": [], "mappings": []}
 
@@ -173,7 +174,7 @@ async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]
             entries.append(
                 {
                     "id": container.key.id,
-                    "name": container.key.id,
+                    "name": container.name,
                     "namespace": container.key.namespace,
                     "image": container.image,
                     "status": str(task.status) if task else "none",
@@ -184,6 +185,17 @@ async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]
                 }
             )
     return entries
+
+
+def _warn_of_configuration(settings: Settings) -> None:
+    """Say that the ports shown are not by what config.toml says now."""
+    import asyncio  # noqa: PLC0415
+
+    from ctrport.observe import configuration  # noqa: PLC0415
+
+    watcher = asyncio.run(configuration(settings)) or {}
+    if error := watcher.get("error") or (settings.config_error and settings.config_error.message):
+        warn(f"the watcher keeps the configuration that it had: {error}")
 
 
 def _published(entry: dict[str, Any]) -> list[Any]:

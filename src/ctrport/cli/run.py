@@ -10,7 +10,7 @@ import typer
 
 from ctrport.cli.output import print_error, print_lines, warn
 from ctrport.config import Settings
-from ctrport.errors import CtrportError, HostError, InputError
+from ctrport.errors import ConflictError, CtrportError, HostError, InputError
 from ctrport.model import ports
 from ctrport.run import options as opts
 from ctrport.run.options import Options
@@ -107,9 +107,7 @@ def run(
     )
     wanted.check()
     if dry_run:
-        from ctrport.run.dry_run import script  # noqa: PLC0415 - only needed here
-
-        print_lines([script(context.obj, wanted).rstrip("\n")])
+        _dry_run(context.obj, wanted)
         return
     try:
         code = _run(context.obj, wanted)
@@ -122,6 +120,16 @@ def run(
         print_error(error)
         code = max(RUN_FAILED, error.exit_code)
     raise typer.Exit(code)
+
+
+def _dry_run(settings: Settings, wanted: Options) -> None:
+    from ctrport.run.dry_run import script  # noqa: PLC0415 - only needed here
+
+    try:
+        print_lines([script(settings, wanted).rstrip("\n")])
+    except ConflictError as error:
+        print_error(error)
+        raise typer.Exit(RUN_FAILED) from None
 
 
 def _run(settings: Settings, wanted: Options) -> int:

@@ -59,6 +59,16 @@ class LibNft:
         if code != 0:
             raise _error("change the table", error)
 
+    def refusal(self, script: str) -> str:
+        """Have the kernel look at a script and apply nothing of it, as `nft --check`; "" when it would take it."""
+        self._lib.set_json_output(False)
+        self._lib.set_dry_run(True)
+        try:
+            code, _, error = self._lib.cmd(script)
+        finally:
+            self._lib.set_dry_run(False)
+        return "" if code == 0 else _error("take", error).message
+
     def listing(self, *, elements: bool = True) -> Listing | None:
         self._lib.set_json_output(True)
         self._lib.set_terse_output(not elements)

@@ -19,6 +19,7 @@ ERROR, DONE = 0x2, 0x3  # message types
 NESTED, TYPE_MASK = 0x8000, 0x3FFF
 BATCH = 100  # requests a datagram: their answers must fit into the default receive buffer
 PATIENCE = 5.0  # seconds; the kernel answers at once or not at all
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _CODE = struct.Struct("=i")
@@ -64,6 +65,20 @@ class Netlink:
             while len(codes) < start + len(part):
                 codes += [-_CODE.unpack_from(data)[0] for answer, data in self._receive() if answer == ERROR]
         return codes
+
+    def join(self, group: int) -> None:
+        """Have what the kernel tells a multicast group sent here from now on."""
+        self._socket.bind((0, 0))
+        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def pending(self, patience: float) -> Iterator[tuple[int, bytes]]:
+        """Give type and payload of what has arrived, until nothing more comes for `patience` seconds."""
+        self._socket.settimeout(patience)
+        try:
+            while True:
+                yield from self._receive()
+        except TimeoutError:
+            self._socket.settimeout(PATIENCE)
 
     def _receive(self) -> Iterator[tuple[int, bytes]]:
         return messages(self._socket.recv(1 << 18))

@@ -7,24 +7,28 @@ that port's bucket like any other. A change touches the buckets of the container
 its cost does not grow with the number of containers.
 
 The ledger knows no kernel and no clock: the facts of the host come in as `Host`, and `settle()` gives what
-changed as pairs of bindings.
+changed as pairs of bindings. What the operator's policy does not allow is refused, and a port of the host's choice
+is one that it does.
 """
 
 from __future__ import annotations
 
 import bisect
-import itertools
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from ctrport.model.bindings import IPV6_LOOPBACK, Binding, Change, Host, State, is_wildcard, socket_text
-from ctrport.model.ports import Protocol
+from ctrport.model.bindings import Change, Host, State, is_wildcard, socket_text
+from ctrport.model.policy import Policy, within
 from ctrport.model.request import groups, request_of
+from ctrport.model.translated import Translated
+from ctrport.model.vacancies import Vacancies
+from ctrport.model.workload import title
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
-    from ctrport.model.bindings import Incumbent, Listener
-    from ctrport.model.ports import PortMapping
+    from ctrport.model.bindings import Binding, Incumbent, Listener
+    from ctrport.model.ports import PortMapping, Protocol
     from ctrport.model.request import Request
     from ctrport.model.workload import Key, Workload
 
@@ -35,8 +39,13 @@ class Ledger:
     """Host ports and their holders. `put` and `remove` say what changed, `settle` decides."""
 
     def __init__(
-        self, host: Host | None = None, incumbents: Mapping[Incumbent, Iterable[int]] | None = None
+        self,
+        host: Host | None = None,
+        incumbents: Mapping[Incumbent, Iterable[int]] | None = None,
+        policy: Policy | None = None,
     ) -> None:
+        self._policy = policy or Policy()
+        self._workloads: dict[Key, Workload] = {}
         self._requests: dict[Key, dict[object, Request]] = {}
         self._buckets: dict[tuple[Protocol, int], list[Request]] = {}
         self._dirty: dict[tuple[Protocol, int], None] = {}
@@ -44,6 +53,7 @@ class Ledger:
         self._changes: list[Change] = []
         self._listeners: dict[tuple[Protocol, int], list[Listener]] = {}
         self._taken: dict[tuple[Protocol, int], list[Listener]] = {}  # found by trying, and not among those
+        self._translated = Translated()
         self._incumbents = {who: set(ports) for who, ports in (incumbents or {}).items()}
         self._last_ports: dict[Key, dict[PortMapping, int]] = {}  # of floating requests, for a restarted task
         self.set_host(host or Host())
@@ -54,6 +64,12 @@ class Ledger:
         self.set_listeners(host.listeners)
         self._lowest_automatic = host.automatic[0]  # no port below is free for everybody
         self._dirty.update(dict.fromkeys(self._buckets))
+
+    def set_policy(self, policy: Policy) -> None:
+        """Take other rules; every request that they change something for is judged again at the next `settle`."""
+        self._policy = policy
+        for workload in tuple(self._workloads.values()):
+            self.put(workload)
 
     def set_listeners(self, listeners: Iterable[Listener]) -> None:
         """Take who has ports now, the most telling first; who waits for one that is gone is judged again."""
@@ -80,6 +96,7 @@ class Ledger:
             for listener in listeners
             for request in self._buckets.get((listener.protocol, listener.port), ())
             if not (request.binding and request.binding.state is State.ACTIVE)
+            and request.may_have(listener.port)
             and request.overlaps(listener.address, listener.families)
         ]
 
@@ -98,18 +115,24 @@ class Ledger:
         """Set what a container asks for; the same workload again changes nothing."""
         old = self._requests.get(workload.key, {})
         new: dict[object, Request] = {}
+        grant = self._policy.grant(workload)
         for mapping in workload.requests if workload.endpoint else ():
-            request = request_of(workload, mapping)
+            request = request_of(workload, mapping, grant)
             identity: object = (mapping, request.ipv4, request.ipv6)
             new[identity] = old.get(identity) or request
         for identity, request in old.items():
             if identity not in new:
                 self._leave(request)
-        self._requests[workload.key] = new
+        self._requests[workload.key], self._workloads[workload.key] = new, workload
+        names = self._translated.put(workload.key, workload.host_ports if workload.endpoint else ())
+        self._dirty.update(dict.fromkeys(names))
         exact = {r.port for r in new.values() if not r.floating and r.port is not None}
         for identity, request in new.items():
             if request.created_at != workload.created_at:  # a reservation has become a container
                 self._rank(request, workload.created_at)
+            if request.grant != grant:
+                request.regrant(grant)
+                self._doubt(request)
             if identity not in old:
                 if request.floating:
                     request.port = self._former_port(request, exact)
@@ -117,8 +140,10 @@ class Ledger:
 
     def remove(self, key: Key) -> None:
         """Forget a container; its ports go to who waits for them."""
+        self._workloads.pop(key, None)
         for request in self._requests.pop(key, {}).values():
             self._leave(request)
+        self._dirty.update(dict.fromkeys(self._translated.put(key, ())))
         self._last_ports.pop(key, None)
 
     def owners(self) -> tuple[Key, ...]:
@@ -134,8 +159,10 @@ class Ledger:
         self._judge()
         self._open.sort(key=lambda r: (r.mapping.host_port_pool is None, r.rank))
         waiting, self._open = self._open, []
-        for group in groups(waiting):
-            self._assign(group)
+        vacancies: defaultdict[object, Vacancies] = defaultdict(Vacancies)  # nothing is given back meanwhile
+        for group in groups([request for request in waiting if not self._refused(request)]):
+            alike = frozenset((r.mapping.protocol, r.mapping.host_ip, r.families, r.spans) for r in group)
+            self._assign(group, vacancies[group[0].mapping.host_port_pool is None, alike])
         self._judge()
         changes, self._changes = self._changes, []
         return changes
@@ -163,9 +190,13 @@ class Ledger:
     def _rank(self, request: Request, created_at: int) -> None:
         request.created_at = created_at
         if request.port is not None:
-            name = (request.mapping.protocol, request.port)
-            self._buckets[name].sort(key=lambda r: r.rank)
-            self._dirty[name] = None
+            self._buckets[request.mapping.protocol, request.port].sort(key=lambda r: r.rank)
+        self._doubt(request)
+
+    def _doubt(self, request: Request) -> None:
+        """Have a request judged again; those without a port always are."""
+        if request.port is not None:
+            self._dirty[request.mapping.protocol, request.port] = None
 
     def _leave(self, request: Request) -> None:
         if request.port is None:
@@ -194,90 +225,75 @@ class Ledger:
             del self._dirty[name]
             winners: list[Request] = []
             for request in tuple(self._buckets.get(name, ())):
-                if refusal := self._refusal(request):
+                if refusal := request.refusal(self._host):
                     self._report(request, State.REFUSED, refusal)
+                elif not request.may_have(name[1]):
+                    self._reopen(request, name[1])
                 elif holder := self._holder(request, name[1], winners):
                     if request.floating:
-                        self._vacate(request, name[1])
-                        request.port = None
-                        self._open.append(request)
+                        self._reopen(request, name[1])
                     self._report(request, State.WAITING, holder)
                 else:
                     winners.append(request)
                     self._report(request, State.ACTIVE)
 
-    def _assign(self, group: list[Request]) -> None:
-        """Give the first port that is free for the whole group."""
-        if refusal := self._refusal(group[0]):
-            self._leave_open(group, State.REFUSED, refusal)
-            return
+    def _reopen(self, request: Request, port: int) -> None:
+        """Take a port of the host's choice back, to choose another."""
+        self._vacate(request, port)
+        request.port = None
+        self._open.append(request)
+
+    def _refused(self, request: Request) -> bool:
+        """Leave a request without a port open if it can have none."""
+        refusal = request.refusal(self._host)
+        if refusal:
+            self._open.append(request)
+            self._report(request, State.REFUSED, refusal)
+        return bool(refusal)
+
+    def _assign(self, group: list[Request], vacancies: Vacancies) -> None:
+        """Give the first port that is free for the whole group, and allowed: that is the same for all of it."""
         pool = group[0].mapping.host_port_pool
         low, high = pool or self._host.automatic
         start = low if pool else self._lowest_automatic  # what lies below may be free for other protocols, families
-        for port in itertools.chain(range(start, high + 1), range(low, start)):
-            if pool is None and port in self._host.reserved:
-                continue
-            if any(self._holder(r, port, self._bucket(r, port)) for r in group):
-                continue
-            for request in group:
-                request.port = port
-                self._enter(request)
-            if pool is None and port == self._lowest_automatic and is_wildcard(group[0].mapping.host_ip):
-                self._lowest_automatic = port + 1
-            return
-        self._leave_open(group, State.WAITING, ALL_ALLOCATED)
-
-    def _leave_open(self, group: list[Request], state: State, reason: str) -> None:
-        self._open.extend(group)
+        spans = group[0].spans
+        allowed = [*within(spans, start, high), *within(spans, low, start - 1)]
+        port = vacancies.find(allowed, lambda port: self._is_free(group, port))
         for request in group:
-            self._report(request, state, reason)
+            request.port = port
+            self._enter(request)
+            if port is None:
+                self._report(request, State.WAITING, ALL_ALLOCATED)
+        if pool is None and port == self._lowest_automatic and is_wildcard(group[0].mapping.host_ip):
+            self._lowest_automatic = port + 1
+
+    def _is_free(self, group: list[Request], port: int) -> bool:
+        if group[0].mapping.host_port_pool is None and port in self._host.reserved:
+            return False
+        return not any(self._holder(r, port, self._bucket(r, port)) for r in group)
 
     def _bucket(self, request: Request, port: int) -> Iterable[Request]:
         """Give who stands in a port's bucket, but for those that are refused and will never be served there."""
         bucket = self._buckets.get((request.mapping.protocol, port), ())
         return [r for r in bucket if r.binding is None or r.binding.state is not State.REFUSED]
 
-    def _refusal(self, request: Request) -> str:
-        host_ip = request.mapping.host_ip
-        relayed = self._host.relays and request.mapping.protocol is Protocol.TCP
-        if host_ip == IPV6_LOOPBACK and not relayed:
-            return (
-                "[::1] cannot be published: the kernel routes no packet from ::1 to a container; "
-                "a watcher relays tcp where relay_ipv6_loopback is true"
-            )
-        if host_ip is not None and not self._host.has(host_ip):
-            return f"host IP {host_ip} is not an address of this host"
-        if not request.families:
-            family = f"IPv{host_ip.version}" if host_ip else "IP"
-            return f"the container has no {family} address"
-        return ""
-
     def _holder(self, request: Request, port: int, earlier: Iterable[Request]) -> str:
         """Who keeps this request from a port, in words; empty when nobody does."""
         protocol = request.mapping.protocol
         for other in earlier:
             if request.overlaps(other.mapping.host_ip, other.families):
-                return f"{socket_text(other.mapping.host_ip, port, protocol)} is held by container {other.owner}"
+                where = socket_text(other.mapping.host_ip, port, protocol)
+                return f"{where} is held by {title(other.owner, other.pod)}"
+        # Of two that translate a port the kernel heeds one, by an order that nobody promises: never be the second.
+        if reason := request.kept_by(self._translated.at(protocol, port)):
+            return reason
         # A published port is not lost to a program that starts to listen on it later: packets do not reach it.
         if port in self._incumbents.get(request.incumbent, ()):
             return ""
         served = request.port == port and request.binding and request.binding.state is State.ACTIVE
         listeners: list[Listener] = [] if served else self._listeners.get((protocol, port), [])
-        for listener in [*self._taken.get((protocol, port), []), *listeners]:
-            if request.overlaps(listener.address, listener.families):
-                return listener.reason()
-        return ""
+        return request.kept_by([*self._taken.get((protocol, port), []), *listeners])
 
     def _report(self, request: Request, state: State, reason: str = "") -> None:
-        new = Binding(
-            owner=request.owner,
-            mapping=request.mapping,
-            host_port=request.port,
-            state=state,
-            reason=reason,
-            ipv4=request.ipv4,
-            ipv6=request.ipv6,
-        )
-        if new != request.binding:
-            self._changes.append(Change(request.binding, new))
-            request.binding = new
+        if change := request.report(state, reason):
+            self._changes.append(change)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from ctrport.errors import NotFoundError
+from ctrport.errors import ConflictError, NotFoundError
 from ctrport.firewall import ruleset
 from ctrport.firewall.ruleset import Links
 from ctrport.model.ledger import Ledger
+from ctrport.model.policy import BY_POLICY
 from ctrport.model.ports import PortMapping
 from ctrport.model.workload import Endpoint, Key, Workload
 from ctrport.network import files, networks
@@ -57,10 +58,20 @@ def script(settings: Settings, options: Options) -> str:
     if options.bridged:
         if network is None:
             lines.append(f"# {STAND_IN} stands for the address that the CNI plugins choose")
-        ledger = Ledger()
-        endpoint = _endpoint(network, options)
-        ledger.put(Workload(key=key, created_at=time.time_ns(), requests=options.publish, endpoint=endpoint))
+        ledger = Ledger(policy=settings.config.policy)
+        ledger.put(
+            Workload(
+                key=key,
+                created_at=time.time_ns(),
+                requests=options.publish,
+                endpoint=_endpoint(network, options),
+                labels=tuple(sorted(translate.labels(options).items())),
+            )
+        )
         ledger.settle()
+        # Not what other reasons refuse: this host's addresses are not looked at.
+        if refused := [f"{b.mapping}: {b.reason}" for b in ledger.bindings(key) if b.reason.startswith(BY_POLICY)]:
+            raise ConflictError("; ".join(refused[:5]), hint="ctrport config show")
         table = ruleset.build(ledger.bindings(key), _links(network), mark=settings.config.mark)
         lines.append(f"nft -f - <<'EOF'\n{table.rebuild()}EOF")
     return "\n".join(lines) + "\n"

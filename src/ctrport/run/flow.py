@@ -190,6 +190,7 @@ async def _place(
         publish=join(options.publish),
         network=options.network if options.bridged else None,
         ip=str(options.ip) if options.ip else None,
+        labels=translate.labels(options),
     )
     undo.push_async_callback(_release, link, key)
     if options.network == "host":

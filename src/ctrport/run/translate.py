@@ -77,6 +77,11 @@ def start(settings: Settings, options: Options, *, name: str, pid_file: Path, lo
     return ctr(settings, "tasks", "start", *words, name)
 
 
+def labels(options: Options) -> dict[str, str]:
+    """Give the labels that the container will have, by which the policy may judge."""
+    return dict(label.partition("=")[::2] for label in options.labels)
+
+
 def restart(settings: Settings, options: Options, *, name: str, log: Path | None) -> list[str] | None:
     """Give the command that hands a container to containerd's restart monitor, None without a policy.
 

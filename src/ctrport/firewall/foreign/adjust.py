@@ -149,8 +149,9 @@ def _attempt(found: list[Obstacle | None], where: str, step: Callable[[], object
         result = step()
     except CtrportError as error:
         fix = (error.hint,) if error.hint else ("ctrport sync",)
-        found.append(Obstacle(where=where, what=error.message, fix=fix))
+        found.append(Obstacle(where=where, what=error.message, fix=fix, unread=True))
     except (ValueError, KeyError) as error:  # another version's words
-        found.append(Obstacle(where=where, what=f"its listing cannot be read: {error!r}", fix=("ctrport sync",)))
+        what = f"its listing cannot be read: {error!r}"
+        found.append(Obstacle(where=where, what=what, fix=("ctrport sync",), unread=True))
     else:
         found.append(result if isinstance(result, Obstacle) else None)

@@ -115,6 +115,8 @@ def rules(passage: Passage) -> list[tuple[str, str]]:
 
 def look(table: Filter, passage: Passage) -> Obstacle | None:
     """Say what of a table drops our packets and is not mended (yet)."""
+    if table.program() is None:
+        return _unreadable(table)
     where, script = _plan(table, passage)
     if where is None or not script:
         return None
@@ -124,11 +126,7 @@ def look(table: Filter, passage: Passage) -> Obstacle | None:
 def ensure(table: Filter, passage: Passage) -> Obstacle | None:
     """Let our packets pass where they are dropped, and take our chain away where nothing drops them any more."""
     if table.program() is None:
-        return Obstacle(
-            where=str(table),
-            what="nothing here can read it to see what it drops",
-            fix=("apt-get install iptables",),
-        )
+        return _unreadable(table)
     where, script = _plan(table, passage)
     if script:
         table.write(script)
@@ -149,10 +147,17 @@ def remove(table: Filter) -> bool:
     return bool(script)
 
 
+def _unreadable(table: Filter) -> Obstacle:
+    return Obstacle(
+        where=str(table),
+        what="nothing here can read it to see what it drops",
+        fix=("apt-get install iptables",),
+        unread=True,
+    )
+
+
 def _plan(table: Filter, passage: Passage) -> tuple[trace.Blocked | None, list[str]]:
     """Give what drops our packets, and the lines that are to be applied; none when all is as it should be."""
-    if table.program() is None:
-        return None, []
     chains = table.read()
     where = trace.blocked(chains, passage)
     if where is None:

@@ -28,6 +28,7 @@ class Obstacle:
     where: str  # "nftables table inet filter, chain forward"
     what: str  # "its policy drops forwarded packets"
     fix: tuple[str, ...]  # commands, to be run as they are
+    unread: bool = False  # whether it drops anything could not be seen
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; mend it with: {'; '.join(self.fix)}"

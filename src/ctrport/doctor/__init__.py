@@ -1,0 +1,1 @@
+"""What on this host stops a published port from working. Looks, tells, and mends nothing."""
