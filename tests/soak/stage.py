@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,14 @@ class Stage:
     def state(self) -> Path:
         return self.directory / "state"
 
+    @property
+    def log_path(self) -> Path:
+        return self.directory / "log"
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
     def _place(self, number: int) -> tuple[int, dict[int, str]]:
         """Make a namespace with a process that sleeps in it; gives its pid and addresses."""
         address = {4: f"198.51.100.{number + 2}", 6: f"2001:db8:a::{number + 2:x}"}
@@ -105,6 +114,29 @@ class Stage:
         ours = ("CTRPORT_", "CONTAINERD_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {**kept, "PYTHONPATH": ":".join(sys.path), "NOTIFY_SOCKET": str(self.directory / "notify")}
+
+    def watch(
+        self, *, config: str = "", program: tuple[str, ...] = ("-m", "ctrport"), within: float = PATIENCE
+    ) -> subprocess.Popen[bytes]:
+        """Start `ctrport watch`, or another Python program with its command line, and wait until it is ready."""
+        settings = self.directory / "config.toml"
+        settings.write_text(config)
+        directories = ("--root", self.root, "--state", self.state, "--config", settings)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self.log_path.open("ab") as log:
+            path = self.directory / "notify"
+            path.unlink(missing_ok=True)
+            notify.bind(str(path))
+            notify.settimeout(within)
+            process = self.lab.host.popen(
+                *(sys.executable, *program, "--address", self.fake.address, *directories, "watch"),
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            while b"READY=1" not in notify.recv(65536):
+                pass
+        return process
 
     # ---- what is there
 
