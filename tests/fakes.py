@@ -66,6 +66,7 @@ class FakeContainerd:
         self.fail: dict[str, grpc.StatusCode] = {}
         self.delay: dict[str, float] = {}
         self.calls: Counter[str] = Counter()
+        self.silent: set[str] = set()  # containers about whose tasks there is no answer, whatever comes
         self.swallow_events = 0  # so many next subscriptions never become live
         self._subscribers: set[asyncio.Queue[ev.Envelope | None]] = set()
         self._pid = 1000
@@ -159,10 +160,13 @@ class FakeContainerd:
         return Empty()
 
     async def tasks_get(self, request: Any, namespace: str) -> Any:
+        if request.container_id in self.silent:
+            await asyncio.Event().wait()
         return api.GetTaskResponse(process=self.processes[Key(namespace, request.container_id)])
 
     async def tasks_list(self, _request: Any, namespace: str) -> Any:
-        return api.ListTasksResponse(tasks=[p for key, p in self.processes.items() if key.namespace == namespace])
+        tasks = [p for key, p in self.processes.items() if key.namespace == namespace and key.id not in self.silent]
+        return api.ListTasksResponse(tasks=tasks)
 
     async def tasks_kill(self, request: Any, namespace: str) -> Any:
         key = Key(namespace, request.container_id)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from soak import kernel
 from soak.checks import Quiet
 from soak.faults import FAULTS, Fault
-from soak.operations import OPERATIONS, Operation, after, fits
+from soak.operations import OPERATIONS, Operation, after, fits, remove
 from soak.world import World
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Soak:
         self._say = say
         self._history: list[str] = []
         self._rules = kernel.rules(world.lab.host)
-        self._fault_failures: list[str] = []
+        self._unclear: list[Slot] = []
         self._measure()
 
     def run(self, seconds: float) -> Tally:
@@ -107,6 +107,7 @@ class Soak:
                     thread.join()
                 if index == last:
                     self._attempt(during.close)
+        self._clear_up()
         self._quiet(fault.name if fault else "operations alone")
 
     def _choose(self) -> tuple[Operation, Slot, int]:
@@ -131,10 +132,19 @@ class Soak:
         self._history.append(f"  {operation.name} on slot {slot.number} ({slot.name}): {wrong or 'done'}")
         if wrong and hindered:
             self.tally.hindered += 1
+            self._unclear += [slot] if operation.on in {"running", "stopped"} else []
         elif wrong:
             self._mismatch([f"{operation.name} on {slot.name}: {wrong}"])
         if operation.leaves == "absent" and not wrong:
             slot.made = False
+
+    def _clear_up(self) -> None:
+        """Remove what a fault has left otherwise than the plan intends."""
+        for slot in [slot for slot in self._unclear if slot.made]:
+            slot.made = False
+            if wrong := remove(self._world, slot, self._plan):
+                self._mismatch([f"rm -f of {slot.name}: {wrong}"])
+        self._unclear.clear()
 
     def _begin(self, fault: Fault, seed: int, delay: float, during: contextlib.ExitStack) -> None:
         time.sleep(delay)
