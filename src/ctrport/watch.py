@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RETRY = (0.1, 10.0)  # seconds between failed passes: the first pause, and the longest
+LOCK_PATIENCE = 5.0  # seconds for who holds the lock and does not answer to let go of it
 SECOND_LOOK = 2.0  # seconds until a task is asked about again that gave no clear answer
 STOP_PATIENCE = 10.0  # seconds for the pass at work to end before the daemon does
 
@@ -72,12 +73,7 @@ class Doubt:
 
 async def run(settings: Settings) -> None:
     """Watch until SIGTERM or SIGINT. ConflictError when another writer has the lock."""
-    held = lock.try_acquire(settings.state, lock.WRITER)
-    if held is None:
-        raise ConflictError(
-            f"another ctrport watches already: it holds {settings.state / lock.WRITER}",
-            hint="one watcher a host; systemctl status ctrport",
-        )
+    held = await _acquire(settings)
     fatal: CtrportError | None = None
     try:
         nft = LibNft()
@@ -92,6 +88,25 @@ async def run(settings: Settings) -> None:
         lock.release(held)
     if fatal is not None:  # raised here: Python 3.11.2 wraps what an except* block raises
         raise fatal
+
+
+async def _acquire(settings: Settings) -> int:
+    """Take the lock. ConflictError at once when a watcher answers, else when nobody has let go of it in time.
+
+    A command at work gives it back soon, and so does a program that a killed watcher was about to start: between
+    fork and exec that has every descriptor of the dead.
+    """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + LOCK_PATIENCE
+    while (held := lock.try_acquire(settings.state, lock.WRITER)) is None:
+        async with control.connect(settings) as other:
+            if other is not None or clock() > deadline:
+                raise ConflictError(
+                    f"another ctrport watches already: it holds {settings.state / lock.WRITER}",
+                    hint="one watcher a host; systemctl status ctrport",
+                )
+        await asyncio.sleep(lock.POLL)
+    return held
 
 
 async def _watch(settings: Settings, client: Client, service: Service) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import nftables  # noqa: F401 - loaded once for all children
@@ -36,6 +37,8 @@ def main(address: str, root: str, state: str) -> None:
         try:
             asyncio.run(watch.run(settings))
             code = 0
+        except BaseException:  # noqa: BLE001 - told, as the kernel would not
+            traceback.print_exc()
         finally:
             os._exit(code)
 

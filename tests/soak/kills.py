@@ -133,7 +133,7 @@ class Kills:
             self._compare() if ready else self._mismatch("the next watcher did not become ready")
             if self.compared % 50 == 0:
                 self._say(f"{self.killed} kills, {self.compared} comparisons, {len(self.mismatches)} mismatches")
-        if "Traceback" in self.log:
+        if "Traceback" in self.log:  # of a watcher that goes on, or ended by itself
             self._mismatch(f"a traceback in the log:\n{self.log[self.log.index('Traceback') :][:3000]}")
 
     def _replace(self) -> None:
