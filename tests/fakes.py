@@ -66,6 +66,7 @@ class FakeContainerd:
         self.fail: dict[str, grpc.StatusCode] = {}
         self.delay: dict[str, float] = {}
         self.calls: Counter[str] = Counter()
+        self.silent: set[str] = set()  # containers about whose tasks there is no answer, whatever comes
         self.swallow_events = 0  # so many next subscriptions never become live
         self._subscribers: set[asyncio.Queue[ev.Envelope | None]] = set()
         self._pid = 1000
@@ -97,12 +98,13 @@ class FakeContainerd:
         self.emit("/containers/create", key.namespace, ev.ContainerCreate(id=key.id))
         return key
 
-    def start(self, key: Key) -> int:
-        """Start the container's task; give its pid."""
+    def start(self, key: Key, *, pid: int | None = None) -> int:
+        """Start the container's task, in the network namespace of a process that is there; give its pid."""
         self._pid += 1
-        self.processes[key] = api.Process(id=key.id, pid=self._pid, status=api.RUNNING)
-        self.emit("/tasks/start", key.namespace, ev.TaskStart(container_id=key.id, pid=self._pid))
-        return self._pid
+        pid = pid or self._pid
+        self.processes[key] = api.Process(id=key.id, pid=pid, status=api.RUNNING)
+        self.emit("/tasks/start", key.namespace, ev.TaskStart(container_id=key.id, pid=pid))
+        return pid
 
     def exit(self, key: Key, status: int = 0, *, exec_id: str | None = None) -> None:
         """End the container's own process, or an exec'ed one."""
@@ -158,10 +160,13 @@ class FakeContainerd:
         return Empty()
 
     async def tasks_get(self, request: Any, namespace: str) -> Any:
+        if request.container_id in self.silent:
+            await asyncio.Event().wait()
         return api.GetTaskResponse(process=self.processes[Key(namespace, request.container_id)])
 
     async def tasks_list(self, _request: Any, namespace: str) -> Any:
-        return api.ListTasksResponse(tasks=[p for key, p in self.processes.items() if key.namespace == namespace])
+        tasks = [p for key, p in self.processes.items() if key.namespace == namespace and key.id not in self.silent]
+        return api.ListTasksResponse(tasks=tasks)
 
     async def tasks_kill(self, request: Any, namespace: str) -> Any:
         key = Key(namespace, request.container_id)

@@ -68,7 +68,7 @@ class Snapshot:
             concerning.update(c.key for c in asking)
             tasks = await self._client.tasks(namespace) if asking else {}
             for container in asking:
-                await self._note(container, tasks.get(container.key.id))
+                await self._note(container, tasks.get(container.key.id), listed=True)
         for key in [k for k in self.workloads if k not in concerning]:
             del self.workloads[key]
         self.uncertain &= seen
@@ -85,20 +85,26 @@ class Snapshot:
             return
         self.known.add(key)
         if self._concerns(container):
-            await self._note(container, await self._client.task(key))
+            await self._note(container)
         else:
             self.workloads.pop(key, None)
 
-    async def _note(self, container: Container, task: Task | None) -> None:
-        """Take a container into the snapshot as it is now."""
+    async def _note(self, container: Container, task: Task | None = None, *, listed: bool = False) -> None:
+        """Take a container into the snapshot as it is now, with the task that a listing gave or asking for it.
+
+        A listing leaves out a task whose shim does not answer. Who was asked in vain is not asked by every listing
+        again, which would hold up all others each time: the watcher asks beside the passes.
+        """
         key = container.key
         before = self.workloads.get(key)
+        if listed and task is None and key in self.uncertain:
+            return
         self.uncertain.discard(key)
         if key in self.trials:
             container = replace(container, extensions={**container.extensions, EXTENSION: self.trials[key]})
         try:
-            if task is None and before is not None and before.endpoint is not None:
-                task = await self._client.task(key)  # a listing leaves out a task whose shim does not answer
+            if task is None and (not listed or (before is not None and before.endpoint is not None)):
+                task = await self._client.task(key)
             live = task is not None and task.status.live
             endpoint = await self._endpoint(container, task) if live and task else None
             exposed = await self._exposed(container)
@@ -114,15 +120,19 @@ class Snapshot:
         exited = task is not None and task.status is Status.STOPPED
         if exited and is_auto_remove(container) and key not in self._reserved:
             self.exited_for_good.add(key)
-        self.workloads.pop(key, None)
+        self._take(container, endpoint, exposed)
+
+    def _take(self, container: Container, endpoint: Endpoint | None, exposed: Exposed | None) -> None:
+        """Keep what a container asks for; what of it cannot be read is told once."""
+        before = self.workloads.pop(container.key, None)
         workload = read_workload(
             container, endpoint, internal=self.internal, trust_labels=self.trust_labels, exposed=exposed
         )
         if workload is not None:
-            self.workloads[key] = workload
+            self.workloads[container.key] = workload
             if before is None or before.problems != workload.problems:
                 for problem in workload.problems:
-                    log.warning("refused %s: %s", key, problem)
+                    log.warning("refused %s: %s", container.key, problem)
 
     async def _endpoint(self, container: Container, task: Task) -> Endpoint | None:
         """Read where a task is reached. A pid is believed only if the task still has it after the reading."""
