@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from ctrport import journal
 from ctrport.claims import Claims, incumbents, tell_listeners
-from ctrport.firewall import record, ruleset
+from ctrport.firewall import ruleset
 from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.foreign.translations import Translations
 from ctrport.firewall.kernel import KernelTable
 from ctrport.firewall.ruleset import Links
-from ctrport.firewall.table import difference
 from ctrport.host import facts, needs
 from ctrport.model.ledger import Ledger
 from ctrport.network import networks, proc
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
-    from ctrport.firewall.table import Table, Transaction
+    from ctrport.firewall.table import Elements, Table, Transaction
     from ctrport.host.relay import Relay
     from ctrport.host.reservation import Reservation
     from ctrport.model.bindings import Binding, Change
@@ -60,10 +59,10 @@ class Reconciler:
         self.snapshot.trust_labels = settings.config.policy.trust_labels
         self.ledger: Ledger | None = None
         self.host_settings = needs.HostSettings(settings)
-        self._kernel = KernelTable(settings, nft)
-        self._translations = Translations(self._kernel.generation)  # by others
+        self.kernel = KernelTable(settings, nft)
+        self._translations = Translations(self.kernel.generation)  # by others
         self._overlaps: list[str] = []  # with them, as told
-        self._firewalls = Firewalls(settings.config)  # of others
+        self.firewalls = Firewalls(settings.config)  # of others
         self._claims = Claims(reservation, relay)
         self._believed = False  # whether the kernel holds it: not before the first pass, nor after a failure
 
@@ -72,7 +71,7 @@ class Reconciler:
         doubted, self._believed = not self._believed, False
         await self._begin()
         await self.snapshot.read_all()
-        listing = await asyncio.to_thread(self._kernel.listing)
+        listing = await asyncio.to_thread(self.kernel.listing)
         host = await asyncio.to_thread(facts.read, relays=self.settings.config.relay_ipv6_loopback)
         if self.ledger is None:
             self.ledger = Ledger(host, incumbents(listing), self.settings.config.policy)
@@ -85,29 +84,33 @@ class Reconciler:
         await self._claims.retry(self._bindings())
         links = self._links()
         table = self.table(links)
-        self._kernel.elements = table.elements
-        if apply:
-            self.host_settings.ensure(links, ipv6=self._serves_ipv6())
-            await asyncio.to_thread(self._firewalls.ensure, links)
-            if record.intact(self.settings.state, table, listing):
-                await self._commit(difference(listing.elements, table.elements, table.address) if listing else None)
-                if doubted:  # a pass may have ended between its rules and its flows, here or in an earlier writer
-                    await asyncio.to_thread(self._kernel.forget_stale, None)
-            else:
-                if listing is not None:
-                    log.warning("the rules in %s are not the ones to be: replacing the table", table.address)
-                await asyncio.to_thread(self._kernel.rebuild, table)
+        if not apply:
+            self.kernel.elements = table.elements
+        else:
+            self.host_settings.ensure(links, ipv6=_serves_ipv6(table.elements))
+            await asyncio.to_thread(self.firewalls.ensure, links)
+            replaced = await asyncio.to_thread(self.kernel.settle, table, listing)
+            if doubted and not replaced:  # a pass may have ended between its rules and its flows, also a writer's
+                await asyncio.to_thread(self.kernel.forget_stale, None)
             await self._claims.serve(self._bindings(), all_there_are=True)
             self._believed = True
             journal.log_changes(changes)
             self._overlaps = journal.log_overlaps(self.ledger.overlaps(), self._overlaps)
         return changes
 
-    async def refresh(self, keys: Iterable[Key]) -> list[Change]:
-        """Read a few containers and apply what changed for them."""
+    async def review(self) -> list[Change]:
+        """Look again at which ports others translate, and read no container unless a pass is due anyway."""
+        if self.ledger is None or not self._believed:
+            return []
+        before = self._translations.found
+        found = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses)
+        return await self.refresh((), reviewed=True) if found != before else []
+
+    async def refresh(self, keys: Iterable[Key], *, reviewed: bool = False) -> list[Change]:
+        """Read a few containers and apply what changed for them, or for whom others have `reviewed` ports."""
         if self.ledger is None or not self._believed:
             return await self.resync()
-        if await asyncio.to_thread(self._kernel.is_disturbed):
+        if await asyncio.to_thread(self.kernel.is_disturbed):
             log.warning("somebody has changed or removed our rules: making a full pass")
             return await self.resync()
         self._believed = False
@@ -117,14 +120,15 @@ class Reconciler:
         for key in keys:
             await self.snapshot.look(key)
         self._put(keys)
-        if had_host_ports or any(key in self.snapshot.workloads or key in self.reserved for key in keys):
+        looked = any(key in self.snapshot.workloads or key in self.reserved for key in keys)
+        if looked or reviewed or had_host_ports:
             translations = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses)
             await tell_listeners(self.ledger, translations=translations)
         changes = await self._claims.settle(self.ledger)
         links = self._links()
-        transaction = self._kernel.difference(changes, links)
-        self.host_settings.ensure(links, ipv6=self._serves_ipv6())
-        await asyncio.to_thread(self._firewalls.ensure_once, links)
+        transaction = self.kernel.difference(changes, links)
+        self.host_settings.ensure(links, ipv6=_serves_ipv6(self.kernel.elements))
+        await asyncio.to_thread(self.firewalls.ensure_once, links)
         await self._commit(transaction)
         await self._claims.serve(change.new for change in changes)
         self._believed = True
@@ -138,7 +142,7 @@ class Reconciler:
     def configure(self, settings: Settings) -> None:
         """Take other settings; the full pass that must follow brings everything to them."""
         self.settings = settings
-        self._firewalls = Firewalls(settings.config)
+        self.firewalls = Firewalls(settings.config)
         self._believed = False
         self.snapshot.trust_labels = settings.config.policy.trust_labels
         if self.ledger is not None:
@@ -183,8 +187,9 @@ class Reconciler:
             endpoints=frozenset(towards),
         )
 
-    def _serves_ipv6(self) -> bool:
-        return any(self._kernel.elements[name] for name in ruleset.IPV6_MAPS)
-
     async def _commit(self, transaction: Transaction | None) -> None:
-        await asyncio.to_thread(self._kernel.commit, transaction, self.table)
+        await asyncio.to_thread(self.kernel.commit, transaction, self.table)
+
+
+def _serves_ipv6(elements: Elements) -> bool:
+    return any(elements[name] for name in ruleset.IPV6_MAPS)

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ctrport import control
@@ -21,11 +22,13 @@ from ctrport.containerd.events import Marker, Watch
 from ctrport.errors import ConflictError, CtrportError, HostError
 from ctrport.firewall.foreign import firewalld
 from ctrport.firewall.nft import LibNft
+from ctrport.heal import Healer
 from ctrport.host import lock
 from ctrport.host.notify import notify
 from ctrport.host.relay import Relay
 from ctrport.host.reservation import Reservation
 from ctrport.model.workload import Status
+from ctrport.place import Place
 from ctrport.reconcile import Reconciler
 from ctrport.reload import reload
 from ctrport.service import Service
@@ -75,17 +78,18 @@ async def run(settings: Settings) -> None:
     """Watch until SIGTERM or SIGINT. ConflictError when another writer has the lock."""
     held = await _acquire(settings)
     fatal: CtrportError | None = None
+    place = Place(settings.state, held)
     try:
         nft = LibNft()
         async with Client(settings.address, timeout=settings.config.timeout_seconds) as client, Relay() as relay:
             held_ports = Reservation() if settings.config.reserve_ports else None
             relayed_ports = relay if settings.config.relay_ipv6_loopback else None
             reconciler = Reconciler(settings, client, nft, held_ports, relayed_ports)
-            await _watch(settings, client, Service(client, reconciler))
+            await _watch(settings, client, Service(client, reconciler), place)
     except* CtrportError as failures:
         fatal = _first(failures)
     finally:
-        lock.release(held)
+        place.leave()
     if fatal is not None:  # raised here: Python 3.11.2 wraps what an except* block raises
         raise fatal
 
@@ -109,7 +113,7 @@ async def _acquire(settings: Settings) -> int:
     return held
 
 
-async def _watch(settings: Settings, client: Client, service: Service) -> None:
+async def _watch(settings: Settings, client: Client, service: Service, place: Place) -> None:
     doubt, stop = Doubt(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -120,7 +124,9 @@ async def _watch(settings: Settings, client: Client, service: Service) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             events = Watch(client)
+            healer = Healer(service, server.ready, partial(place.keep, server))
             tasks = [
+                group.create_task(healer.run()),  # before the first pass: nothing is missed
                 group.create_task(events.run()),
                 group.create_task(_listen(events, doubt)),
                 group.create_task(_ask_again(client, service, doubt)),

@@ -139,6 +139,11 @@ def build(bindings: Iterable[Binding], links: Links, *, mark: int = DEFAULT_MARK
     for binding in bindings:
         for name, element in binding_elements(binding):
             elements[name][element.key] = element
+    return whole(elements, mark)
+
+
+def whole(elements: Elements, mark: int) -> Table:
+    """Give the whole table with these elements."""
     return Table(family=FAMILY, name=TABLE, sets=SETS, chains=_chains(mark), elements=elements)
 
 

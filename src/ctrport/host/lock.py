@@ -62,6 +62,17 @@ def try_acquire(state: Path, name: str) -> int | None:
     return descriptor
 
 
+def is_lost(state: Path, name: str, descriptor: int) -> bool:
+    """Say whether a lock that is held has been removed: others would make, and get, another one of its name."""
+    try:
+        there, ours = (state / name).stat(), os.fstat(descriptor)
+    except FileNotFoundError:
+        return True
+    except OSError:  # nobody can tell, and nobody else could take it
+        return False
+    return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+
+
 def release(descriptor: int) -> None:
     """Let go of a lock."""
     os.close(descriptor)
