@@ -156,7 +156,7 @@ class Cli:
             "links": sorted(line.split(":")[1].split("@")[0].strip() for line in links),
             "namespaces": sorted(p.name for p in DIRECTORY.glob("*") if self.containerd.token in p.name),
             "files": sorted(str(path) for path in files if str(path) not in kept),
-            "containers": self.containerd.leftovers(),
+            "containers": sorted(self.containerd.leftovers()),
             "snapshots": self.containerd.ctr("snapshots", "list").splitlines(),
         }
 

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctrport import journal, tasks
+from ctrport import journal
 from ctrport.claims import Claims, incumbents, tell_listeners
-from ctrport.errors import ContainerdError, NotFoundError
 from ctrport.firewall import ruleset
 from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.foreign.translations import Translations
 from ctrport.firewall.kernel import KernelTable
 from ctrport.firewall.ruleset import Links
 from ctrport.host import facts, needs
-from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asked, read_workload
 from ctrport.model.ledger import Ledger
-from ctrport.model.workload import Endpoint, Key, Status
 from ctrport.network import networks, proc
+from ctrport.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,19 +34,9 @@ if TYPE_CHECKING:
     from ctrport.host.relay import Relay
     from ctrport.host.reservation import Reservation
     from ctrport.model.bindings import Binding, Change
-    from ctrport.model.workload import Container, Task, Workload
+    from ctrport.model.workload import Key, Workload
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """What the last passes saw: every container that asks for ports, and all others' names."""
-
-    workloads: dict[Key, Workload] = field(default_factory=dict)
-    exited_for_good: set[Key] = field(default_factory=set)  # `run -d --rm` whose task has ended
-    uncertain: set[Key] = field(default_factory=set)  # whose task gave no clear answer: left as they were
-    known: set[Key] = field(default_factory=set)  # every container of every namespace, as of the last resync
 
 
 class Reconciler:
@@ -67,25 +54,23 @@ class Reconciler:
         relay: Relay | None = None,
     ) -> None:
         self.settings = settings
-        self.snapshot = Snapshot()
         self.reserved: dict[Key, Workload] = {}  # by `run`, for containers that do not run yet
+        self.snapshot = Snapshot(client, self.reserved.keys())
+        self.snapshot.trust_labels = settings.config.policy.trust_labels
         self.ledger: Ledger | None = None
         self.host_settings = needs.HostSettings(settings)
-        self._client = client
         self.kernel = KernelTable(settings, nft)
         self._translations = Translations(self.kernel.generation)  # by others
         self._overlaps: list[str] = []  # with them, as told
         self.firewalls = Firewalls(settings.config)  # of others
         self._claims = Claims(reservation, relay)
         self._believed = False  # whether the kernel holds it: not before the first pass, nor after a failure
-        self._routes = proc.NetworkNamespace((), ())  # of this host, as of this pass
-        self._internal: frozenset[str] = frozenset()  # bridges of internal networks, as of this pass
 
     async def resync(self, *, apply: bool = True) -> list[Change]:
         """Read everything; make the kernel's table equal to what it should be, unless only looking."""
         doubted, self._believed = not self._believed, False
-        self._routes = await asyncio.to_thread(proc.read)
-        await self._read_all()
+        await self._begin()
+        await self.snapshot.read_all()
         listing = await asyncio.to_thread(self.kernel.listing)
         host = await asyncio.to_thread(facts.read, relays=self.settings.config.relay_ipv6_loopback)
         if self.ledger is None:
@@ -93,7 +78,7 @@ class Reconciler:
         else:
             self.ledger.set_host(host)
         self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
-        translations = await asyncio.to_thread(self._translations.read, self._routes.addresses, full=True)
+        translations = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses, full=True)
         await tell_listeners(self.ledger, host.listeners, translations)
         changes = await self._claims.settle(self.ledger)
         await self._claims.retry(self._bindings())
@@ -121,7 +106,7 @@ class Reconciler:
         if self.ledger is None or not self._believed:
             return []
         before = self._translations.found
-        found = await asyncio.to_thread(self._translations.read, self._routes.addresses)
+        found = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses)
         return await self.refresh((), reviewed=True) if found != before else []
 
     async def refresh(self, keys: Iterable[Key], *, reviewed: bool = False) -> list[Change]:
@@ -133,13 +118,14 @@ class Reconciler:
             return await self.resync()
         self._believed = False
         keys = tuple(keys)
-        self._routes = await asyncio.to_thread(proc.read)
-        self._internal = self._links().internal
+        await self._begin()
+        had_host_ports = any(w.host_ports for w in map(self.snapshot.workloads.get, keys) if w)
         for key in keys:
-            await self.look(key)
+            await self.snapshot.look(key)
         self._put(keys)
-        if reviewed or any(key in self.snapshot.workloads or key in self.reserved for key in keys):
-            translations = await asyncio.to_thread(self._translations.read, self._routes.addresses)
+        looked = any(key in self.snapshot.workloads or key in self.reserved for key in keys)
+        if looked or reviewed or had_host_ports:
+            translations = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses)
             await tell_listeners(self.ledger, translations=translations)
         changes = await self._claims.settle(self.ledger)
         links = self._links()
@@ -161,89 +147,14 @@ class Reconciler:
         self.settings = settings
         self.firewalls = Firewalls(settings.config)
         self._believed = False
+        self.snapshot.trust_labels = settings.config.policy.trust_labels
         if self.ledger is not None:
             self.ledger.set_policy(settings.config.policy)
 
-    def _concerns(self, container: Container) -> bool:
-        """Whether a container asks for ports, or is ours to remove."""
-        specs = asked(container, trust_labels=self.settings.config.policy.trust_labels)
-        return bool(specs) or _is_auto_remove(container)
-
-    async def _read_all(self) -> None:
-        self._internal = self._links().internal
-        seen: set[Key] = set()
-        concerning: set[Key] = set()
-        for namespace in await self._client.namespaces():
-            if namespace in FOREIGN_NAMESPACES:
-                continue
-            containers = await self._client.containers(namespace)
-            seen.update(c.key for c in containers)
-            asking = [c for c in containers if self._concerns(c)]
-            concerning.update(c.key for c in asking)
-            names = [c.key.id for c in asking]
-            found = await tasks.read(self._client, namespace, names, self.snapshot.uncertain) if asking else {}
-            for container in asking:
-                await self._note(container, found.get(container.key.id))
-        self.snapshot.uncertain &= concerning
-        for key in [k for k in self.snapshot.workloads if k not in concerning]:
-            del self.snapshot.workloads[key]
-        self.snapshot.known = seen
-
-    async def look(self, key: Key) -> None:
-        """Read one container as it is now."""
-        try:
-            container = await self._client.container(key)
-        except NotFoundError:
-            self.snapshot.workloads.pop(key, None)
-            self.snapshot.known.discard(key)
-            return
-        self.snapshot.known.add(key)
-        if self._concerns(container):
-            await self._note(container, await tasks.one(self._client, key))
-        else:
-            self.snapshot.workloads.pop(key, None)
-
-    async def _note(self, container: Container, task: Task | None) -> None:
-        """Take a container into the snapshot as it is now."""
-        key = container.key
-        before = self.snapshot.workloads.get(key)
-        self.snapshot.uncertain.discard(key)
-        try:
-            if task is None and (before is None or before.endpoint is not None):
-                task = await self._client.task(key)  # a listing may leave out a task whose shim does not answer
-            live = task is not None and task.status.live
-            endpoint = await self._endpoint(container, task) if live and task else None
-        except ContainerdError as error:
-            log.warning("no clear answer about the task of %s: %s", key, error.message)
-            self.snapshot.uncertain.add(key)
-            return
-        if task is not None and task.status is Status.UNKNOWN:
-            self.snapshot.uncertain.add(key)
-            return
-        exited = task is not None and task.status is Status.STOPPED
-        if exited and _is_auto_remove(container) and key not in self.reserved:
-            self.snapshot.exited_for_good.add(key)
-        self.snapshot.workloads.pop(key, None)
-        trust_labels = self.settings.config.policy.trust_labels
-        workload = read_workload(container, endpoint, internal=self._internal, trust_labels=trust_labels)
-        if workload is not None:
-            self.snapshot.workloads[key] = workload
-            if before is None or before.problems != workload.problems:
-                for problem in workload.problems:
-                    log.warning("refused %s: %s", key, problem)
-
-    async def _endpoint(self, container: Container, task: Task) -> Endpoint | None:
-        """Read where a task is reached. A pid is believed only if the task still has it after the reading."""
-        try:
-            inside = await asyncio.to_thread(proc.read, task.pid)
-        except OSError:
-            return None
-        again = await self._client.task(container.key)
-        if again is None or again.pid != task.pid or not again.status.live:
-            return None
-        ipv4, ipv6 = inside.ipv4, inside.ipv6
-        towards = next((self._routes.interface_towards(a) for a in (ipv4, ipv6) if a), None)
-        return Endpoint(ipv4=ipv4, ipv6=ipv6, interface=towards)
+    async def _begin(self) -> None:
+        """Read what of this host a reading of containers needs."""
+        self.snapshot.routes = await asyncio.to_thread(proc.read)
+        self.snapshot.internal = self._links().internal
 
     def _put(self, keys: Iterable[Key]) -> None:
         """Put what was read into the ledger."""
@@ -282,7 +193,3 @@ class Reconciler:
 
 def _serves_ipv6(elements: Elements) -> bool:
     return any(elements[name] for name in ruleset.IPV6_MAPS)
-
-
-def _is_auto_remove(container: Container) -> bool:
-    return container.annotations.get(AUTO_REMOVE) == "true"

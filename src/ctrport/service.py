@@ -13,6 +13,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
+from ctrport import amend
 from ctrport.config import render
 from ctrport.errors import ConflictError, CtrportError, HostError, KernelError
 from ctrport.model import ports
@@ -106,7 +107,7 @@ class Service:
             await self._reconciler.review()
 
     def uncertain(self) -> tuple[Key, ...]:
-        """Give the containers whose tasks gave no clear answer: they were left as they were."""
+        """Give the containers that are to be looked at once more."""
         return tuple(self._reconciler.snapshot.uncertain)
 
     async def resync(self) -> Json:
@@ -187,6 +188,20 @@ class Service:
                 await self._release(key)
         return {**self._container(key), "trouble": self._trouble}
 
+    async def publish(self, container: list[str], specs: str) -> Json:
+        """Add mappings to a container while it runs; see `amend`."""
+        key = Key(*container)
+        async with self._turn:
+            result = await amend.publish(self._client, self._reconciler, key, specs)
+        return {**self._container(key), **result}
+
+    async def unpublish(self, container: list[str], specs: str | None) -> Json:
+        """Withdraw mappings from a container, all of them for None; see `amend`."""
+        key = Key(*container)
+        async with self._turn:
+            result = await amend.unpublish(self._client, self._reconciler, key, specs)
+        return {**self._container(key), **result}
+
     async def bindings(self, container: list[str] | None = None) -> Json:
         """Give the mappings of one container or of all, as of the last pass."""
         reconciler = self._reconciler
@@ -233,7 +248,7 @@ class Service:
         workload = self._reconciler.reserved.pop(key, None)
         try:
             if workload is not None and workload.endpoint is None:
-                await self._reconciler.look(key)  # on no network of ours: no rule speaks of it
+                await self._reconciler.snapshot.look(key)  # on no network of ours: no rule speaks of it
             else:
                 await self._reconciler.refresh([key])
         except (KernelError, HostError):  # the container was read before the kernel was written

@@ -1,17 +1,16 @@
-"""One client of a service, over the control socket or in the same process: operations by name, its reservations."""
+"""One client of a service: its operations by name, and what it has reserved and not released yet."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ctrport.errors import CtrportError
 from ctrport.model.workload import Key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from typing import Any
 
     from ctrport.service import Json, Service
 
@@ -61,6 +60,8 @@ class Session:
             "bindings": service.bindings,
             "configuration": service.configuration,
             "resync": service.resync,
+            "publish": service.publish,
+            "unpublish": service.unpublish,
             "create_network": service.create_network,
             "remove_network": service.remove_network,
         }

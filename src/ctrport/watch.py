@@ -8,6 +8,7 @@ makes all the passes; the others only say what has become doubtful.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ctrport import control, tasks
+from ctrport import control
 from ctrport.containerd.client import Client
 from ctrport.containerd.events import Marker, Watch
 from ctrport.errors import ConflictError, CtrportError, HostError
@@ -26,6 +27,7 @@ from ctrport.host import lock
 from ctrport.host.notify import notify
 from ctrport.host.relay import Relay
 from ctrport.host.reservation import Reservation
+from ctrport.model.workload import Status
 from ctrport.place import Place
 from ctrport.reconcile import Reconciler
 from ctrport.reload import reload
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RETRY = (0.1, 10.0)  # seconds between failed passes: the first pause, and the longest
+LOCK_PATIENCE = 5.0  # seconds for who holds the lock and does not answer to let go of it
+SECOND_LOOK = 2.0  # seconds until a task is asked about again that gave no clear answer
 STOP_PATIENCE = 10.0  # seconds for the pass at work to end before the daemon does
 
 
@@ -72,12 +76,7 @@ class Doubt:
 
 async def run(settings: Settings) -> None:
     """Watch until SIGTERM or SIGINT. ConflictError when another writer has the lock."""
-    held = lock.try_acquire(settings.state, lock.WRITER)
-    if held is None:
-        raise ConflictError(
-            f"another ctrport watches already: it holds {settings.state / lock.WRITER}",
-            hint="one watcher a host; systemctl status ctrport",
-        )
+    held = await _acquire(settings)
     fatal: CtrportError | None = None
     place = Place(settings.state, held)
     try:
@@ -95,6 +94,25 @@ async def run(settings: Settings) -> None:
         raise fatal
 
 
+async def _acquire(settings: Settings) -> int:
+    """Take the lock. ConflictError at once when a watcher answers, else when nobody has let go of it in time.
+
+    A command at work gives it back soon, and so does a program that a killed watcher was about to start: between
+    fork and exec that has every descriptor of the dead.
+    """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + LOCK_PATIENCE
+    while (held := lock.try_acquire(settings.state, lock.WRITER)) is None:
+        async with control.connect(settings) as other:
+            if other is not None or clock() > deadline:
+                raise ConflictError(
+                    f"another ctrport watches already: it holds {settings.state / lock.WRITER}",
+                    hint="one watcher a host; systemctl status ctrport",
+                )
+        await asyncio.sleep(lock.POLL)
+    return held
+
+
 async def _watch(settings: Settings, client: Client, service: Service, place: Place) -> None:
     doubt, stop = Doubt(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -107,11 +125,11 @@ async def _watch(settings: Settings, client: Client, service: Service, place: Pl
         async with asyncio.TaskGroup() as group:
             events = Watch(client)
             healer = Healer(service, server.ready, partial(place.keep, server))
-            parts = [
+            tasks = [
                 group.create_task(healer.run()),  # before the first pass: nothing is missed
                 group.create_task(events.run()),
                 group.create_task(_listen(events, doubt)),
-                group.create_task(tasks.look_again(client, service.uncertain, doubt.raise_about)),
+                group.create_task(_ask_again(client, service, doubt)),
                 group.create_task(_remind(service, doubt)),
                 group.create_task(_listen_to_firewalld(doubt)),
                 group.create_task(_reconcile(settings, service, server, doubt)),
@@ -120,8 +138,8 @@ async def _watch(settings: Settings, client: Client, service: Service, place: Pl
             notify("STOPPING=1")
             log.info("stopping; the rules stay: ctrport flush removes them")
             async with service.pause(STOP_PATIENCE):  # let a pass that writes come to its end
-                for part in parts:
-                    part.cancel()
+                for task in tasks:
+                    task.cancel()
     finally:
         await server.stop()
 
@@ -133,6 +151,22 @@ def _first(failures: BaseExceptionGroup[CtrportError]) -> CtrportError:
         found = found.exceptions[0]
     assert isinstance(found, CtrportError)  # noqa: S101 - what except* has matched
     return found
+
+
+async def _ask_again(client: Client, service: Service, doubt: Doubt) -> None:
+    """Ask about tasks that gave no clear answer, beside the passes: a shim that hangs holds up nobody else."""
+
+    async def ask(key: Key) -> None:
+        with contextlib.suppress(CtrportError):
+            task = await client.task(key)
+            if task is None or task.status is not Status.UNKNOWN:
+                doubt.raise_about(key)
+
+    while True:
+        await asyncio.sleep(SECOND_LOOK)
+        async with asyncio.TaskGroup() as group:
+            for key in service.uncertain():
+                group.create_task(ask(key))
 
 
 async def _listen(events: Watch, doubt: Doubt) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from ctrport import __version__, log
 from ctrport import config as configuration
-from ctrport.cli import containers, doctor, maintenance, networks, run, settings
+from ctrport.cli import containers, doctor, maintenance, networks, publish, run, settings
 from ctrport.config import Config, Settings
 from ctrport.errors import InputError
 from ctrport.run.names import check_identifier
@@ -28,9 +28,12 @@ app = typer.Typer(
 app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 app.command("watch")(maintenance.watch)
 app.command("sync")(maintenance.sync)
+app.command("publish")(publish.publish)
+app.command("unpublish")(publish.unpublish)
 app.command("port")(containers.port)
 app.command("ps")(containers.ps)
 app.command("rules")(maintenance.rules)
+app.command("start")(containers.start)
 app.command("stop")(containers.stop)
 app.command("rm")(containers.rm)
 app.add_typer(networks.app, name="network")

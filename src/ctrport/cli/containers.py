@@ -1,4 +1,4 @@
-"""port, ps, stop, rm: containers and their ports."""
+"""port, ps, start, stop, rm: containers and their ports."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctrport.cli.maintenance import FormatOption
-from ctrport.cli.output import Format, print_json, print_lines, print_table, warn
+from ctrport.cli.maintenance import UNWATCHED, FormatOption
+from ctrport.cli.output import Format, note, print_json, print_lines, print_table, warn
 from ctrport.errors import NotFoundError
 from ctrport.model.ports import parse_port_argument
 from ctrport.model.workload import Key
@@ -23,7 +23,7 @@ Names = Annotated[list[str], typer.Argument(metavar="CONTAINER...")]
 
 def port(
     context: typer.Context,
-    container: Annotated[str, typer.Argument()],
+    container: Annotated[str, typer.Argument(help="A pod: NAMESPACE/NAME.")],
     which: Annotated[str | None, typer.Argument(metavar="[PORT[/PROTO]]")] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
@@ -34,9 +34,8 @@ def port(
 
     wanted = parse_port_argument(which) if which else None
     settings: Settings = context.obj
-    key = _key(settings, container)
-    entry = asyncio.run(_entry(settings, key))
-    shown = port_lines(_published(entry), *(wanted or ()))
+    entry = asyncio.run(_entry(settings, container))
+    shown = port_lines(published(entry), *(wanted or ()))
     if wanted and not shown:
         number, protocol = wanted
         raise NotFoundError(f"no public port '{number}/{protocol}' published for {container}")
@@ -66,11 +65,11 @@ def ps(
         return
     rows = []
     for entry in entries:
-        ports = [ports_column(_published(entry))] if _published(entry) else []
+        ports = [ports_column(published(entry))] if published(entry) else []
         ports += [f"{_asked(m)}: {m['state']}, {m['reason']}" for m in entry["mappings"] if m["state"] != "active"]
         rows.append(
             (
-                entry["id"],
+                entry["name"],
                 entry["image"],
                 entry["status"],
                 "\n".join(entry["addresses"]),
@@ -80,6 +79,26 @@ def ps(
     print_table(("CONTAINER", "IMAGE", "STATUS", "ADDRESS", "PORTS"), rows)
 
 
+def start(context: typer.Context, containers: Names) -> None:
+    """Start stopped containers of `ctrport run` again, with the addresses and ports that they had."""
+    from ctrport.run.start import start as start_container  # noqa: PLC0415
+
+    settings: Settings = context.obj
+    unwatched: list[Key] = []
+
+    async def work(client: Client, link: Writer, key: Key) -> None:
+        if not await start_container(settings, client, link, key):
+            note(f"{key.id} runs already")
+        elif not link.watched:
+            unwatched.append(key)
+
+    try:
+        _each(settings, containers, work)
+    finally:
+        if unwatched:
+            warn(UNWATCHED)
+
+
 def stop(
     context: typer.Context,
     containers: Names,
@@ -87,12 +106,12 @@ def stop(
 ) -> None:
     """Stop containers; their ports stop answering, addresses and files stay."""
     from ctrport import lifecycle  # noqa: PLC0415
-    from ctrport.model.annotations import AUTO_REMOVE  # noqa: PLC0415
+    from ctrport.model.annotations import is_auto_remove  # noqa: PLC0415
 
     async def work(client: Client, link: Writer, key: Key) -> None:
         record = await client.container(key)
         await lifecycle.stop(client, record, patience=timeout)
-        if record.annotations.get(AUTO_REMOVE) == "true":
+        if is_auto_remove(record):
             await lifecycle.remove(client, key, force=True)
             await link.call("release", container=list(key))
         else:
@@ -134,7 +153,7 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
         ):
             for name in containers:
                 try:
-                    await work(client, link, _key(settings, name))
+                    await work(client, link, key_of(settings, name))
                     print_lines([name])
                 except CtrportError as error:
                     failed = True
@@ -145,12 +164,12 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
         raise typer.Exit(1)
 
 
-async def _entry(settings: Settings, key: Key) -> dict[str, Any]:
+async def _entry(settings: Settings, name: str) -> dict[str, Any]:
     from ctrport.containerd.client import Client  # noqa: PLC0415
     from ctrport.observe import bindings  # noqa: PLC0415
 
     async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-        await client.container(key)
+        key = await find(settings, client, name)
         for entry in await bindings(settings, client):
             if Key(entry["namespace"], entry["id"]) == key:
                 return entry
@@ -174,7 +193,7 @@ async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]
             entries.append(
                 {
                     "id": container.key.id,
-                    "name": container.key.id,
+                    "name": container.name,
                     "namespace": container.key.namespace,
                     "image": container.image,
                     "status": str(task.status) if task else "none",
@@ -198,7 +217,7 @@ def _warn_of_configuration(settings: Settings) -> None:
         warn(f"the watcher keeps the configuration that it had: {error}")
 
 
-def _published(entry: dict[str, Any]) -> list[Any]:
+def published(entry: dict[str, Any]) -> list[Any]:
     """Give what is served, one a family, as `docker port` shows it."""
     from ipaddress import ip_address  # noqa: PLC0415
 
@@ -222,5 +241,13 @@ def _asked(mapping: dict[str, Any]) -> str:
     return f"{where}->{mapping['container_port']}/{mapping['protocol']}"
 
 
-def _key(settings: Settings, name: str) -> Key:
+async def find(settings: Settings, client: Client, name: str) -> Key:
+    """Give the container of a name: a pod's pause container by NAMESPACE/NAME. Raises NotFoundError."""
+    # A slash stands in no container's id, and in every pod's name.
+    found = await (client.pod(name) if "/" in name else client.container(key_of(settings, name)))
+    return found.key
+
+
+def key_of(settings: Settings, name: str) -> Key:
+    """Give the container of a name in the namespace in use."""
     return Key(settings.namespace, check_identifier("the container", name))

@@ -56,6 +56,11 @@ def print_error(error: CtrportError) -> None:
         print(f"  mend: {printable(error.hint)}", file=sys.stderr)
 
 
+def note(text: str) -> None:
+    """Print what is worth knowing and no data."""
+    print(f"ctrport: {printable(text)}", file=sys.stderr)
+
+
 def warn(text: str) -> None:
     """Print a warning."""
     print(f"ctrport: warning: {printable(text)}", file=sys.stderr)

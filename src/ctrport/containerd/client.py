@@ -15,15 +15,17 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from ctrport.containerd import decode, image, methods
+from ctrport.containerd import cri, decode, image, methods
 from ctrport.containerd.pb import api_pb2 as api
 from ctrport.containerd.rpc import Rpc
 from ctrport.errors import ContainerdError, NotFoundError
+from ctrport.model.annotations import CRI_KIND, CRI_NAMESPACE, exposed_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from ctrport.model.annotations import Exposed
     from ctrport.model.workload import Container, Key, Task
 
 
@@ -62,6 +64,14 @@ class Client:
     async def container(self, key: Key) -> Container:
         """Give a container. Raises NotFoundError."""
         return decode.container(key.namespace, await self._record(key))
+
+    async def pod(self, name: str) -> Container:
+        """Give the pause container of a pod, NAMESPACE/NAME: of its last sandbox. Raises NotFoundError."""
+        found = await self.containers(CRI_NAMESPACE, f'labels."{CRI_KIND}"=={cri.SANDBOX}')
+        sandboxes = [each for each in found if each.name == name]
+        if not sandboxes:
+            raise NotFoundError(f"there is no pod {name}", hint=f"ctrport -n {CRI_NAMESPACE} ps -a")
+        return max(sandboxes, key=lambda each: each.created_at)
 
     async def containers(self, namespace: str, *filters: str) -> list[Container]:
         """Give the containers of a namespace that match any of the filters; all when there are none.
@@ -189,6 +199,16 @@ class Client:
         Raises NotFoundError when the image is there without content for this machine's architecture.
         """
         return await image.config(self.rpc, namespace, ref)
+
+    async def exposed_ports(self, container: Container) -> Exposed | None:
+        """Give the ports that a container's image exposes; None when it is of no image, or the image is gone."""
+        if not container.image:
+            return None
+        try:
+            config = await self.image_config(container.key.namespace, container.image)
+        except NotFoundError:
+            return None
+        return None if config is None else exposed_ports(config)
 
     # ---
 

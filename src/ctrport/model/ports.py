@@ -116,7 +116,7 @@ def parse_list(value: str) -> tuple[tuple[PortMapping, ...], tuple[PortSpecError
     """
     mappings: list[PortMapping] = []
     errors: list[PortSpecError] = []
-    for spec in _specs(value):
+    for spec in specs(value):
         try:
             mappings.extend(parse(spec))
         except PortSpecError as error:
@@ -166,7 +166,8 @@ def reject_duplicates(mappings: Iterable[PortMapping]) -> None:
             anywhere.setdefault(key, mapping)
 
 
-def _specs(value: str) -> Iterator[str]:
+def specs(value: str) -> Iterator[str]:
+    """Give the specs of an annotation's value, unread."""
     for chunk in _CHUNK.findall(value):
         if "=" in chunk:
             yield chunk

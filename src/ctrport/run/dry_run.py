@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from ctrport.errors import ConflictError, NotFoundError
 from ctrport.firewall import ruleset
 from ctrport.firewall.ruleset import Links
+from ctrport.model.annotations import automatic
 from ctrport.model.ledger import Ledger
 from ctrport.model.policy import BY_POLICY
-from ctrport.model.ports import PortMapping
 from ctrport.model.workload import Endpoint, Key, Workload
 from ctrport.network import files, networks
 from ctrport.run import names, translate
@@ -34,9 +34,7 @@ def script(settings: Settings, options: Options) -> str:
     if network is not None and network.internal:
         options = replace(options, publish=(), publish_all=False)
     if options.publish_all:
-        named = {(m.container_port, m.protocol) for m in options.publish}
-        exposed = sorted(set(options.expose) - named)
-        added = (PortMapping(container_port=port, protocol=protocol) for port, protocol in exposed)
+        added = automatic(options.expose, options.publish)
         options = replace(options, publish=(*options.publish, *added))
     name = options.name or names.generated_name(options.image)
     image = options.image if options.rootfs else names.full_reference(options.image)
@@ -51,7 +49,9 @@ def script(settings: Settings, options: Options) -> str:
         "# containers and ports as on a host without others: addresses are chosen when it is run",
         *(["# -P: the ports that the image exposes come on top, the image was not read"] * options.publish_all),
         translate.pasteable(translate.create(settings, options, name=name, image=image, netns=netns, files=mounts)),
-        translate.pasteable(translate.start(settings, options, name=name, pid_file=where / "pid", log=log)),
+        translate.pasteable(
+            translate.start(settings, detach=options.detach, name=name, pid_file=where / "pid", log=log)
+        ),
     ]
     if policy := translate.restart(settings, options, name=name, log=log):
         lines.append(translate.pasteable(policy))

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ctrport import lifecycle
 from ctrport.control import writer
 from ctrport.errors import ConflictError, CtrportError, HostError, InputError, NotFoundError
+from ctrport.model.annotations import automatic, exposed_ports
 from ctrport.model.listing import join
-from ctrport.model.ports import PortMapping, parse_port_argument
 from ctrport.model.workload import Key
 from ctrport.network import files, networks
 from ctrport.run import names, process, translate, users
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.control import Writer
+    from ctrport.model.ports import PortMapping
     from ctrport.run.options import Options
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ async def run(settings: Settings, client: Client, options: Options) -> Started:
         await _create(client, key, command, undo)
         await _patch(client, key, options, place.hostname)
         pid_file = where / "pid"
-        command = translate.start(settings, options, name=name, pid_file=pid_file, log=output)
+        command = translate.start(settings, detach=options.detach, name=name, pid_file=pid_file, log=output)
         task = process.Task(command, client, key, pid_file)
         undo.push_async_callback(task.abandon)
         await task.start(detach=options.detach, interactive=options.interactive, tty=options.tty)
@@ -165,10 +166,8 @@ async def _requests(settings: Settings, client: Client, options: Options, image:
     if not options.publish_all:
         return options.publish
     config = None if options.rootfs else await client.image_config(settings.namespace, image)
-    exposed = [parse_port_argument(text) for text in ((config or {}).get("config") or {}).get("ExposedPorts") or ()]
-    named = {(m.container_port, m.protocol) for m in options.publish}
-    automatic = sorted({*exposed, *options.expose} - named)
-    return (*options.publish, *(PortMapping(container_port=p, protocol=proto) for p, proto in automatic))
+    exposed = (*exposed_ports(config or {}), *options.expose)
+    return (*options.publish, *automatic(exposed, options.publish))
 
 
 def _is_internal(settings: Settings, name: str) -> bool:

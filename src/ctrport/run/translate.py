@@ -67,10 +67,10 @@ def create(
     return ctr(settings, "containers", "create", *words, *options.ctr_args, *end, image, name, *options.command)
 
 
-def start(settings: Settings, options: Options, *, name: str, pid_file: Path, log: Path | None) -> list[str]:
+def start(settings: Settings, *, detach: bool, name: str, pid_file: Path, log: Path | None) -> list[str]:
     """Give the command that starts the task, attached or not."""
     words = ["--pid-file", str(pid_file)]
-    if options.detach:
+    if detach:
         words.append("--detach")
     if log is not None:
         words += ["--log-uri", f"file://{log}"]

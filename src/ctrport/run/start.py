@@ -1,0 +1,89 @@
+"""`ctrport start`: the task of a container that `ctrport run` made and that has ended, begun again."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctrport.errors import ConflictError, CtrportError, HostError, InputError
+from ctrport.model.annotations import NETWORK
+from ctrport.model.workload import Status
+from ctrport.network import files, netns
+from ctrport.run import process, translate
+from ctrport.run.translate import RESTART_POLICY, RESTART_STATUS, RESTART_STOPPED
+
+if TYPE_CHECKING:
+    from ctrport.config import Settings
+    from ctrport.containerd.client import Client
+    from ctrport.control import Writer
+    from ctrport.model.workload import Container, Key
+
+
+async def start(settings: Settings, client: Client, link: Writer, key: Key) -> bool:
+    """Start a container, detached, at its address and with its ports; says whether there was need to.
+
+    ConflictError for a port that somebody has taken meanwhile; the container runs all the same.
+    """
+    container = await client.container(key)
+    where = files.directory(settings.root, key)
+    if not where.exists():  # `ctr run --cni` of another would come back without an address
+        raise InputError(
+            f"container {key.id} was not made by ctrport run",
+            hint=f"ctr -n {key.namespace} tasks start -d {key.id}",
+        )
+    task = await client.task(key)
+    if task is not None and task.status.live:
+        return False
+    if task is not None and task.status is not Status.STOPPED:
+        raise ConflictError(f"container {key.id} is being started", hint=f"ctr -n {key.namespace} tasks ls")
+    await _connect(link, container)
+    if task is not None:
+        await client.delete_task(key)
+    await _start_task(settings, client, container, where)
+    (entry,) = (await link.call("converge", containers=[list(key)]))["containers"]
+    if lost := [m for m in entry["mappings"] if m["state"] != "active"]:
+        reasons = "; ".join(f"container port {m['container_port']}: {m['reason']}" for m in lost[:5])
+        raise ConflictError(f"container {key.id} runs, but not with all of its ports: {reasons}")
+    return True
+
+
+async def _start_task(settings: Settings, client: Client, container: Container, where: Path) -> None:
+    """Start the task, out of reach of containerd's restart monitor, which knows the container by its status label.
+
+    By a label that says `stopped` the monitor would end the task that we start, by `running` start one of its own.
+    """
+    key = container.key
+    status = {name: container.labels.get(name, "") for name in (RESTART_STATUS, RESTART_STOPPED)}
+    has_policy = RESTART_POLICY in container.labels or bool(status[RESTART_STATUS])
+    if has_policy:
+        await client.set_labels(key, dict.fromkeys(status, ""))
+    terminal = (await client.spec(key)).get("process", {}).get("terminal")
+    log = None if terminal else where / "output.log"
+    command = translate.start(settings, detach=True, name=key.id, pid_file=where / "pid", log=log)
+    try:
+        await process.run(command, f"start container {key.id}")
+    except BaseException:
+        with suppress(CtrportError):
+            await client.delete_task(key)
+        if has_policy:
+            with suppress(CtrportError):
+                await client.set_labels(key, status)
+        raise
+    if has_policy:
+        await client.set_labels(key, {RESTART_STATUS: "running"})
+
+
+async def _connect(link: Writer, container: Container) -> None:
+    """See to it that a container's namespace is there: a reboot takes it, and a full pass makes it again."""
+    if NETWORK in container.annotations:
+        await link.call("resync")
+    path = container.netns
+    if path is None:
+        return
+    # The process of a shared network has ended by now, and its number may be another's.
+    if path.startswith("/proc/") or not netns.is_mounted(Path(path)):
+        raise HostError(
+            f"container {container.key.id} cannot be started: its network namespace {path!a} is gone",
+            hint="ctrport rm, and run it anew",
+        )
