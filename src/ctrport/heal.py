@@ -149,7 +149,7 @@ class Healer:
             self._news.set()
             taken = time.monotonic() - begun
             if mended:
-                what = f"our packets could no longer pass {', '.join(mended)}"
+                what = f"our part was missing in {', '.join(mended)}"
                 self._repairs.note(FIREWALLS, what, self._who(commits), taken)
             rest = REST if mended else min(max(2 * rest, SHARE * taken), LONGEST_REST)
             await asyncio.sleep(rest)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
-    from ctrport.firewall.table import Elements, Table, Transaction
+    from ctrport.firewall.table import Elements, Table
     from ctrport.host.relay import Relay
     from ctrport.host.reservation import Reservation
     from ctrport.model.bindings import Binding, Change
@@ -84,6 +84,9 @@ class Reconciler:
         await self._claims.retry(self._bindings())
         links = self._links()
         table = self.table(links)
+        if listing is not None:  # a writer that has just started knows no more of those who do not answer
+            owners = self.snapshot.uncertain - self.snapshot.workloads.keys()
+            ruleset.carry_over(listing.elements, table.elements, owners)
         if not apply:
             self.kernel.elements = table.elements
         else:
@@ -129,7 +132,7 @@ class Reconciler:
         transaction = self.kernel.difference(changes, links)
         self.host_settings.ensure(links, ipv6=_serves_ipv6(self.kernel.elements))
         await asyncio.to_thread(self.firewalls.ensure_once, links)
-        await self._commit(transaction)
+        await asyncio.to_thread(self.kernel.commit, transaction)
         await self._claims.serve(change.new for change in changes)
         self._believed = True
         journal.log_changes(changes)
@@ -186,9 +189,6 @@ class Reconciler:
             isolated=frozenset(n.bridge for n in ours if n.isolate),
             endpoints=frozenset(towards),
         )
-
-    async def _commit(self, transaction: Transaction | None) -> None:
-        await asyncio.to_thread(self.kernel.commit, transaction, self.table)
 
 
 def _serves_ipv6(elements: Elements) -> bool:

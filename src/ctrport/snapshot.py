@@ -11,6 +11,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ctrport import tasks
 from ctrport.errors import ContainerdError, NotFoundError
 from ctrport.model.amendment import EXTENSION
 from ctrport.model.annotations import (
@@ -66,9 +67,10 @@ class Snapshot:
             seen.update(c.key for c in containers)
             asking = [c for c in containers if self._concerns(c)]
             concerning.update(c.key for c in asking)
-            tasks = await self._client.tasks(namespace) if asking else {}
+            names = [c.key.id for c in asking]
+            found = await tasks.read(self._client, namespace, names, self.uncertain) if asking else {}
             for container in asking:
-                await self._note(container, tasks.get(container.key.id), listed=True)
+                await self._note(container, found.get(container.key.id), listed=True)
         for key in [k for k in self.workloads if k not in concerning]:
             del self.workloads[key]
         self.uncertain &= seen
@@ -103,7 +105,7 @@ class Snapshot:
         if key in self.trials:
             container = replace(container, extensions={**container.extensions, EXTENSION: self.trials[key]})
         try:
-            if task is None and (not listed or (before is not None and before.endpoint is not None)):
+            if task is None and (not listed or before is None or before.endpoint is not None):
                 task = await self._client.task(key)
             live = task is not None and task.status.live
             endpoint = await self._endpoint(container, task) if live and task else None

@@ -51,6 +51,7 @@ class Code(enum.StrEnum):
     WATCHER_NOT_READY = "watcher-not-ready"
     WATCHER_ELSEWHERE = "watcher-elsewhere"
     WATCHER_BEHIND = "watcher-behind"
+    UNDONE = "undone"
     OPEN_FILES_LIMIT = "open-files-limit"
     CONNTRACK_FULL = "conntrack-full"
     TASKS_UNCERTAIN = "tasks-uncertain"

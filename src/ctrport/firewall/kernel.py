@@ -18,7 +18,7 @@ from ctrport.firewall.generation import Generation
 from ctrport.firewall.table import Transaction, difference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from ctrport.config import Settings
     from ctrport.firewall.monitor import Commit
@@ -87,8 +87,8 @@ class KernelTable:
                         transaction.add(name, new)
         return transaction
 
-    def commit(self, transaction: Transaction | None, whole: Callable[[], Table]) -> None:
-        """Apply a difference; where it does not apply, replace the table by the whole one."""
+    def commit(self, transaction: Transaction) -> None:
+        """Apply a difference to what is to be held; where it does not apply, replace the table."""
         if not transaction:
             return
         with self._at_work:
@@ -97,7 +97,7 @@ class KernelTable:
                     self.nft.apply(transaction.render(self._counts))
             except KernelError as error:
                 log.warning("a change did not apply, replacing the table: %s", error.message)
-                self.rebuild(whole())
+                self.rebuild(ruleset.whole(self.elements, self._settings.config.mark))
                 return
         self.forget_stale(conntrack.udp_ports(transaction.deleted, transaction.added))
 
@@ -114,7 +114,7 @@ class KernelTable:
                 return True
             self._counts = {key: count for key, count in self._counts.items() if self._holds(*key)}
             if listing is not None:
-                self.commit(difference(listing.elements, table.elements, table.address), lambda: table)
+                self.commit(difference(listing.elements, table.elements, table.address))
             return False
 
     def rebuild(self, table: Table, *, listed: bool = False) -> None:
@@ -156,7 +156,7 @@ class KernelTable:
                 self.rebuild(table, listed=True)
                 return damage.rules(listing, table)
             transaction = difference(listing.elements, table.elements, table.address)
-            self.commit(transaction, lambda: table)
+            self.commit(transaction)
             return damage.elements(transaction) if transaction else None
 
     def forget_stale(self, ports: set[int] | None) -> None:

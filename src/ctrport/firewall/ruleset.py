@@ -167,6 +167,15 @@ def incumbents(elements: Elements) -> Iterator[tuple[Incumbent, int]]:
                 yield incumbent, int(port)
 
 
+def carry_over(have: Elements, want: Elements, owners: Iterable[Key]) -> None:
+    """Add to what is wanted the mappings that the kernel has of some containers, unless their ports are taken."""
+    comments = {comment_for(owner) for owner in owners}
+    for name in MAPS if comments else ():
+        for key, element in have.get(name, {}).items():
+            if element.comment in comments:
+                want[name].setdefault(key, element)
+
+
 def comment_for(owner: Key) -> str:
     """Give the comment that names a container on its elements.
 
