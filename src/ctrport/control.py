@@ -78,6 +78,7 @@ _WATCHER_HINT = "systemctl status ctrport; journalctl -u ctrport"
 async def connect(settings: Settings) -> AsyncIterator[Writer | None]:
     """Give the watcher, None where none runs."""
     path = settings.state / SOCKET
+    lock.check(settings.state)
     try:
         reader, sender = await asyncio.open_unix_connection(path, limit=LINE_LIMIT)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
