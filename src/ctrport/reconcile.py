@@ -176,7 +176,7 @@ class Reconciler:
             concerning.update(c.key for c in asking)
             tasks = await self._client.tasks(namespace) if asking else {}
             for container in asking:
-                await self._note(container, tasks.get(container.key.id), listed=True)
+                await self._note(container, tasks.get(container.key.id))
         for key in [k for k in self.snapshot.workloads if k not in concerning]:
             del self.snapshot.workloads[key]
         self.snapshot.uncertain &= seen
@@ -193,24 +193,18 @@ class Reconciler:
             return
         self.snapshot.known.add(key)
         if self._concerns(container):
-            await self._note(container)
+            await self._note(container, await self._client.task(key))
         else:
             self.snapshot.workloads.pop(key, None)
 
-    async def _note(self, container: Container, task: Task | None = None, *, listed: bool = False) -> None:
-        """Take a container into the snapshot as it is now, with the task that a listing gave or asking for it.
-
-        A listing leaves out a task whose shim does not answer. Who was asked in vain is not asked by every listing
-        again, which would hold up all others each time: the watcher asks beside the passes.
-        """
+    async def _note(self, container: Container, task: Task | None) -> None:
+        """Take a container into the snapshot as it is now."""
         key = container.key
         before = self.snapshot.workloads.get(key)
-        if listed and task is None and key in self.snapshot.uncertain:
-            return
         self.snapshot.uncertain.discard(key)
         try:
-            if task is None and (not listed or (before is not None and before.endpoint is not None)):
-                task = await self._client.task(key)
+            if task is None and before is not None and before.endpoint is not None:
+                task = await self._client.task(key)  # a listing leaves out a task whose shim does not answer
             live = task is not None and task.status.live
             endpoint = await self._endpoint(container, task) if live and task else None
         except ContainerdError as error:

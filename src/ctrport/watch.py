@@ -8,7 +8,6 @@ makes all the passes; the others only say what has become doubtful.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -25,7 +24,6 @@ from ctrport.host import lock
 from ctrport.host.notify import notify
 from ctrport.host.relay import Relay
 from ctrport.host.reservation import Reservation
-from ctrport.model.workload import Status
 from ctrport.reconcile import Reconciler
 from ctrport.reload import reload
 from ctrport.service import Service
@@ -36,8 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RETRY = (0.1, 10.0)  # seconds between failed passes: the first pause, and the longest
+SECOND_LOOK = 2.0  # seconds until a task is looked at again that gave no clear answer
 LOCK_PATIENCE = 5.0  # seconds for who holds the lock and does not answer to let go of it
-SECOND_LOOK = 2.0  # seconds until a task is asked about again that gave no clear answer
 STOP_PATIENCE = 10.0  # seconds for the pass at work to end before the daemon does
 
 
@@ -123,7 +121,6 @@ async def _watch(settings: Settings, client: Client, service: Service) -> None:
             tasks = [
                 group.create_task(events.run()),
                 group.create_task(_listen(events, doubt)),
-                group.create_task(_ask_again(client, service, doubt)),
                 group.create_task(_remind(service, doubt)),
                 group.create_task(_listen_to_firewalld(doubt)),
                 group.create_task(_reconcile(settings, service, server, doubt)),
@@ -145,22 +142,6 @@ def _first(failures: BaseExceptionGroup[CtrportError]) -> CtrportError:
         found = found.exceptions[0]
     assert isinstance(found, CtrportError)  # noqa: S101 - what except* has matched
     return found
-
-
-async def _ask_again(client: Client, service: Service, doubt: Doubt) -> None:
-    """Ask about tasks that gave no clear answer, beside the passes: a shim that hangs holds up nobody else."""
-
-    async def ask(key: Key) -> None:
-        with contextlib.suppress(CtrportError):
-            task = await client.task(key)
-            if task is None or task.status is not Status.UNKNOWN:
-                doubt.raise_about(key)
-
-    while True:
-        await asyncio.sleep(SECOND_LOOK)
-        async with asyncio.TaskGroup() as group:
-            for key in service.uncertain():
-                group.create_task(ask(key))
 
 
 async def _listen(events: Watch, doubt: Doubt) -> None:
@@ -214,6 +195,8 @@ async def _reconcile(settings: Settings, service: Service, server: control.Serve
             pause = min(2 * pause, RETRY[1])
             continue
         pause = RETRY[0]
+        for key in service.uncertain():
+            asyncio.get_running_loop().call_later(SECOND_LOOK, doubt.raise_about, key)
         if not server.ready.is_set():
             server.ready.set()
             log.info("watching containerd at %s, pid %d", settings.address, os.getpid())
