@@ -141,7 +141,7 @@ def _load(lab: Lab, shape: str, size: int) -> None:
         lab.host.nft(ruleset.build(bindings, Links(endpoints=frozenset({"br0"}))).rebuild())
     elif shape == TRACKED:
         lab.host.nft(
-            "table inet t { chain c { type filter hook forward priority filter; ct state invalid drop; } }"
+            "table inet t { chain c { type filter hook forward priority filter; ct state invalid drop; }; }"
         )
     elif shape == DOCKER:
         dnat = f"-j DNAT --to-destination {CONTAINER}:80"

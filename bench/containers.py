@@ -155,6 +155,7 @@ class _Commits:
     @staticmethod
     def _open() -> socket.socket:
         opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        opened.bind((0, 0))  # without an address of its own it is told nothing
         opened.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
         opened.settimeout(0.2)
         return opened
