@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from bench.peers import Cast
 from bench.stats import Aim, Results, Series
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from bench.peers import Cast
 
 
 @dataclass(slots=True)

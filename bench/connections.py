@@ -1,8 +1,8 @@
 """Case `connect`: what the rules cost a new connection, and an established one.
 
-Each ruleset stands on a host of its own, with a client's machine before it and a container behind it. A process each
-(bench.connector) makes the connections; they take turns. Rules of others are loaded in their shape by
-iptables-restore: what their programs write of them for so many ports would take hours.
+Each ruleset stands on a host of its own, with a client's machine before it and a container behind it. A process
+each (bench.connector) makes the connections; they take turns. Rules of others are loaded in their shape by
+iptables-restore: for their programs to write so many would take hours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from bench.stats import OURS, Aim, Series, quotient
 from ctrport.firewall import ruleset
@@ -34,7 +34,7 @@ FLOW = {"rate": "packets/s, one flow", "throughput": "throughput, one flow"}
 
 
 def connect(bench: Bench) -> None:
-    """Measure connect() through the last mapping, and one established flow, beside none at all."""
+    """Measure connections made through the last mapping, and one established flow, beside none at all."""
     sizes = bench.sizes()
     with ExitStack() as stack:
         workers: dict[tuple[str, int], _Worker] = {}
@@ -96,7 +96,7 @@ class _Worker:
         self._stack = ExitStack()
         self._process: subprocess.Popen[Any] | None = None
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             lab = stack.enter_context(Lab())
             lab.bridge("br0", "198.51.100.1/24")

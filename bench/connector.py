@@ -1,9 +1,9 @@
-"""Both ends of connections through a host, in one process and one thread: so little but the kernel's path is measured.
+"""Both ends of connections through a host, in one thread: so little but the kernel's path is measured.
 
     connector.py NAMESPACE ADDRESS PORT
 
-It serves port 80 inside NAMESPACE and connects from the namespace that it was started in. A connection is ended by a
-reset: no end of it stays in TIME_WAIT, where it would keep an address from the next one.
+It serves port 80 inside NAMESPACE and connects from the namespace that it was started in. A connection is ended
+by a reset: no end of it stays in TIME_WAIT, where it would keep an address from the next one.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Cases about containers: `run`, to a port that answers; `event`, from a start to its rule; `cli`, commands that look."""
+"""Cases with real containers: `run`, to a port that answers; `event`, from a start to its rule; `cli`."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _no_cni(bench: Bench) -> Peer:
 
 
 def _as_docker(host: Netns, port: int) -> None:
-    """Publish one port with the six processes of Docker 20.10: for each of three rules, is it there, and if not, add it."""
+    """Publish one port with the six processes of Docker 20.10: each of three rules is looked for, then added."""
     there = ("-p", "tcp", "--dport", str(port), "-j", "DNAT", "--to-destination", "198.51.100.2:80")
     let = ("-d", "198.51.100.2/32", "-p", "tcp", "--dport", "80", "-j", "ACCEPT")
     own = ("-p", "tcp", "-s", "198.51.100.2", "-d", "198.51.100.2", "--dport", "80", "-j", "MASQUERADE")

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from bench.stats import OURS, Aim, Series, quotient
 from lab import Lab
@@ -56,7 +56,7 @@ class _Worker:
         self._stack = ExitStack()
         self._process: subprocess.Popen[Any] | None = None
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             lab = stack.enter_context(Lab())
             lab.bridge("br0", "198.51.100.1/24")

@@ -6,7 +6,6 @@ them cannot do here is told (`Missing`), never guessed.
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,7 @@ from lab import Lab, Netns, http_get
 from program import Cli, Watcher
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Callable
 
 HOST = "192.0.2.1"
@@ -218,8 +218,8 @@ class Cast:
             "docker": lambda: Dockers(self._stack),
             "podman": lambda: Podmans(self._stack),
         }
-        for name in makers:
-            self.get(name, makers[name])
+        for name, make in makers.items():
+            self.get(name, make)
         return list(self._there.values())
 
     def docker(self) -> Dockers | None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 COLOURS = ("#0b6e4f", "#c0392b", "#2a6fdb", "#8e44ad", "#7f8c8d", "#d68910")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 70, 170, 40, 50
-Points = list[tuple[float, float]]
+FONT = 'font-family="sans-serif" font-size="12"'
 
 
 def curves(title: str, x_name: str, y_name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
@@ -27,7 +27,7 @@ def curves(title: str, x_name: str, y_name: str, lines: Mapping[str, Sequence[tu
         )
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT}>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>',
         f'<text x="{LEFT}" y="{HEIGHT - 8}">{escape(x_name)}</text>',
@@ -43,9 +43,8 @@ def curves(title: str, x_name: str, y_name: str, lines: Mapping[str, Sequence[tu
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{10.0**exponent:g}</text>')
     for row, ((name, points), colour) in enumerate(zip(lines.items(), COLOURS * 3, strict=False)):
         spots = [place(x, y) for x, y in sorted(points)]
-        parts.append(
-            f'<polyline points="{" ".join(f"{x},{y}" for x, y in spots)}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        )
+        line = " ".join(f"{x},{y}" for x, y in spots)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in spots]
         parts.append(
             f'<text x="{WIDTH - RIGHT + 12}" y="{TOP + 18 * row + 12}" fill="{colour}">{escape(name)}</text>'
@@ -53,7 +52,7 @@ def curves(title: str, x_name: str, y_name: str, lines: Mapping[str, Sequence[tu
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _decades(values: object) -> tuple[int, int]:
-    found = [math.log10(v) for v in values]  # type: ignore[attr-defined]
+def _decades(values: Iterable[float]) -> tuple[int, int]:
+    found = [math.log10(v) for v in values]
     low, high = math.floor(min(found)), math.ceil(max(found))
     return low, max(high, low + 1)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from lab import Netns
 
+# Its own limits are more than a machine without CAP_SYS_RESOURCE may set.
 CONFIG = """\
 [containers]
 log_driver = "k8s-file"
-default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]  # else more than a machine without CAP_SYS_RESOURCE may set
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "none"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from concurrent.futures import Future
 from contextlib import suppress
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from ctrport.containerd.methods import SUBSCRIBE
 from ctrport.containerd.pb import events_pb2 as ev
 from ctrport.containerd.rpc import Rpc
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 PATIENCE = 20.0
 
