@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctrport.errors import InputError
-from ctrport.firewall.ruleset import DEFAULT_MARK
+from ctrport.model.mark import DEFAULT_MARK
 
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 DEFAULT_NAMESPACE = "default"

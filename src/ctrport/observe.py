@@ -1,4 +1,7 @@
-"""Looking without touching: what a writer would do, beside what the kernel holds."""
+"""Looking without touching: what a writer would do, beside what the kernel holds.
+
+Where a watcher runs it is asked, and what a writer consists of is not even imported.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ctrport.control import connect
-from ctrport.firewall import record, ruleset
-from ctrport.firewall.nft import LibNft
-from ctrport.firewall.table import difference
-from ctrport.model.bindings import State
-from ctrport.reconcile import Reconciler
-from ctrport.service import Service
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
@@ -39,6 +36,16 @@ async def bindings(settings: Settings, client: Client) -> list[dict[str, Any]]:
     async with connect(settings) as link:
         if link is not None:
             return list((await link.call("bindings"))["containers"])
+    return await _looked_up(settings, client)
+
+
+async def _looked_up(settings: Settings, client: Client) -> list[dict[str, Any]]:
+    from ctrport.firewall import ruleset  # noqa: PLC0415 - see the module's docstring
+    from ctrport.firewall.nft import LibNft  # noqa: PLC0415
+    from ctrport.model.bindings import State  # noqa: PLC0415
+    from ctrport.reconcile import Reconciler  # noqa: PLC0415
+    from ctrport.service import Service  # noqa: PLC0415
+
     nft = LibNft()
     reconciler = Reconciler(settings.without_watcher(), client, nft)
     await reconciler.resync(apply=False)
@@ -56,6 +63,10 @@ async def bindings(settings: Settings, client: Client) -> list[dict[str, Any]]:
 
 async def tables(settings: Settings, client: Client) -> tuple[Table, Drift]:
     """Give the table that should be, and how the kernel differs from it."""
+    from ctrport.firewall import record  # noqa: PLC0415
+    from ctrport.firewall.nft import LibNft  # noqa: PLC0415
+    from ctrport.reconcile import Reconciler  # noqa: PLC0415
+
     nft = LibNft()
     reconciler = Reconciler(settings, client, nft)
     await reconciler.resync(apply=False)
@@ -69,6 +80,8 @@ async def tables(settings: Settings, client: Client) -> tuple[Table, Drift]:
 
 def drift(table: Table, listing: Listing | None) -> Drift:
     """Compare rules by their comments and elements in full."""
+    from ctrport.firewall.table import difference  # noqa: PLC0415
+
     if listing is None:
         return Drift(missing=(f"table {table.address}",), surplus=())
     missing, surplus = [], []

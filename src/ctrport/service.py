@@ -217,6 +217,8 @@ class Service:
 class Session:
     """One client of a service: its operations, and what it has reserved and not released yet."""
 
+    watched = False  # for a command that is its own writer
+
     def __init__(self, service: Service) -> None:
         self._service = service
         self._reserved: set[Key] = set()
