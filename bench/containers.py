@@ -32,28 +32,19 @@ def run(bench: Bench) -> None:
     peers = bench.cast.every()
     for ports in (1, 100, 1000):
         rounds = bench.rounds({1: 25, 100: 5, 1000: 3}[ports], {1: 2, 100: 1, 1000: 0}[ports])
-        samples: dict[str, list[float]] = {peer.name: [] for peer in peers}
+        what = f"{ports} ports" if ports > 1 else "1 port"
+        samples: dict[str, list[float]] = {p.name: [] for p in peers if ports == 1 or p.name != "bare ctr"}
         for number in range(rounds + (ports == 1)):
-            for peer in peers:
-                if ports > 1 and peer.name == "bare ctr":
-                    continue
+            for peer in [p for p in peers if p.name in samples]:
                 if ports == 1000 and peer.name in {"docker", "ctr + CNI"} and number > 0:
                     continue  # half a minute each: once says enough
-                try:
-                    container, seconds = until_it_answers(peer, ports)
-                    peer.remove(container)
-                except (Missing, AssertionError, subprocess.SubprocessError) as error:
-                    bench.say(f"{peer.name}, {ports} ports: {error}")
-                    continue
-                if number > 0 or ports > 1:  # the first of each is warming up
-                    samples[peer.name].append(seconds * 1000)
-        for name, found in samples.items():
-            if rounds and not (ports > 1 and name == "bare ctr"):
-                bench.add(_series("run", f"{ports} ports" if ports > 1 else "1 port", name, found, x=ports))
+                found = _run_once(bench, peer, ports)
+                if number > 0 or ports > 1:  # the first of all is warming up
+                    samples[peer.name] += found
+        for name, found in samples.items() if rounds else ():
+            bench.add(_series("run", what, name, found, x=ports))
         for name, reason in bench.cast.missing.items():
-            bench.add(
-                Series(case="run", what=f"{ports} ports" if ports > 1 else "1 port", who=name, missing=reason)
-            )
+            bench.add(Series(case="run", what=what, who=name, missing=reason))
     median = bench.results.median
     ours = median("run", "1 port")
     for peer_name, limit in (("docker", 0.6), ("podman", 0.8), ("bare ctr", 1.6)):
@@ -64,6 +55,17 @@ def run(bench: Bench) -> None:
             case="run", what="1,000 ports, of 1 port", value=quotient(median("run", "1000 ports"), ours), limit=1.15
         )
     )
+
+
+def _run_once(bench: Bench, peer: Peer, ports: int) -> list[float]:
+    """Give the milliseconds of one run, nothing where it failed."""
+    try:
+        container, seconds = until_it_answers(peer, ports)
+        peer.remove(container)
+    except (Missing, AssertionError, subprocess.SubprocessError) as error:
+        bench.say(f"{peer.name}, {ports} ports: {error}")
+        return []
+    return [seconds * 1000]
 
 
 def _series(

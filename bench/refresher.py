@@ -1,7 +1,7 @@
 """The daemon's passes without a containerd: its answers are in a dictionary, so that only our own work is measured.
 
 python -m bench.refresher DIRECTORY PID SIZE: published ports are SIZE, all of the namespace of process PID. For
-each number that comes in, so many ports are published and taken back; out goes a line of JSON, milliseconds by kind.
+each number that comes in, so many ports are published and taken back; out goes a line of JSON, times in ms by kind.
 """
 
 from __future__ import annotations
