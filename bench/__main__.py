@@ -72,7 +72,10 @@ def main() -> int:
         document = {"version": 1, "quick": wanted.quick, "versions": versions, "series": series, "aims": aims}
         wanted.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     if wanted.write_docs:
-        report.write(DOCS / "performance.md", report.document(bench.results, versions, _curves(bench.results)))
+        report.write(
+            DOCS / "performance.md",
+            report.document(bench.results, versions, _curves(bench.results), quick=wanted.quick),
+        )
     return 0
 
 

@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from lab import Netns
 
+# What no option of podman puts elsewhere, the innermost first.
+ELSEWHERE = (Path("/run/containers/networks"), Path("/run/containers"), Path("/var/lib/containers/cache"))
+ELSEWHERE += (Path("/var/lib/containers"), Path("/run/libpod"))
+CGROUPS = Path("/sys/fs/cgroup")
 # Its own limits are more than a machine without CAP_SYS_RESOURCE may set.
 CONFIG = """\
 [containers]
@@ -35,6 +39,7 @@ class Podman:
     def __init__(self, host: Netns) -> None:
         self._host = host
         self._directory = Path(tempfile.mkdtemp(prefix="podm-"))
+        self._made = [path for path in ELSEWHERE if not path.exists()]
         self._environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self._directory),
@@ -68,6 +73,13 @@ class Podman:
         for mount in reversed([m for m in mounts if m.startswith(f"{self._directory}/")]):
             subprocess.run(["umount", "--lazy", mount], check=False, timeout=10)
         shutil.rmtree(self._directory, ignore_errors=True)
+        for path in self._made:
+            if path.name in {"networks", "cache"}:
+                shutil.rmtree(path, ignore_errors=True)
+        groups = [*CGROUPS.glob("libpod_parent/**/"), *CGROUPS.glob("*/libpod_parent/**/")]
+        for path in (*self._made, *reversed(groups)):
+            with contextlib.suppress(OSError):  # in use by another podman
+                path.rmdir()
 
     def __call__(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run one command of podman."""

@@ -89,10 +89,17 @@ def as_markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def document(results: Results, found: dict[str, str], curves: Iterable[tuple[str, str]]) -> str:
+def document(
+    results: Results, found: dict[str, str], curves: Iterable[tuple[str, str]], *, quick: bool = False
+) -> str:
     """Give the generated part of docs/performance.md."""
     said = " · ".join(f"{name} {version}" for name, version in found.items())
     parts = [
+        *(
+            ["Taken with `--quick`: few samples, which show what is measured and not how fast anything is."]
+            if quick
+            else []
+        ),
         f"Versions: {said}.",
         "### Aims\n\n" + as_markdown(aims(results.aims)),
         "### Everything\n\n" + as_markdown(table(results)),
