@@ -12,11 +12,12 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ctrport.containerd import decode
+from ctrport.containerd import cri, decode
 from ctrport.containerd.methods import METHODS
 from ctrport.containerd.pb import api_pb2 as api
 from ctrport.containerd.pb import events_pb2 as ev
 from ctrport.containerd.rpc import grpc  # from there, as its environment is set before the import
+from ctrport.model.annotations import CRI_KIND
 from ctrport.model.workload import Key
 
 if TYPE_CHECKING:
@@ -28,6 +29,26 @@ def spec(annotations: dict[str, Any] | None = None, *, netns: str | None = "") -
     """Give an OCI spec; netns "" is a namespace of its own, None the host's, else a path that is joined."""
     entries = [] if netns is None else [{"type": "network"} | ({"path": netns} if netns else {})]
     return {"annotations": annotations or {}, "linux": {"namespaces": [{"type": "pid"}, *entries]}}
+
+
+def sandbox_metadata(publish: str | None = None, *, name: str = "web", **config: Any) -> dict[str, Any]:
+    """Give what the CRI plugin keeps of a pod, zero values left out; `config` goes over its configuration."""
+    made = {
+        "metadata": {"name": name, "uid": "3f1c", "namespace": "shop"},
+        "hostname": name,
+        "annotations": {} if publish is None else {"ctrport.io/publish": publish},
+        "linux": {"security_context": {"namespace_options": {"pid": 1}}},
+    }
+    metadata = {"ID": "c4f", "Name": f"{name}_shop_3f1c_0", "Config": {**made, **config}, "IP": "198.51.100.2"}
+    return {"Version": "v1", "Metadata": {**metadata, "NetNSPath": "/var/run/netns/cni-1", "RuntimeHandler": ""}}
+
+
+def sandbox(metadata: dict[str, Any] | bytes) -> dict[str, Any]:
+    """Give the fields of a pause container's record."""
+    value = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
+    # Without the prefix that protobuf's own Any wants, as containerd has it.
+    extension = AnyMessage(type_url="github.com/containerd/cri/pkg/store/sandbox/Metadata", value=value)
+    return {"labels": {CRI_KIND: "sandbox"}, "extensions": {cri.METADATA: extension}}
 
 
 class FakeContainerd:
@@ -45,6 +66,7 @@ class FakeContainerd:
         self.fail: dict[str, grpc.StatusCode] = {}
         self.delay: dict[str, float] = {}
         self.calls: Counter[str] = Counter()
+        self.silent: set[str] = set()  # containers about whose tasks there is no answer, whatever comes
         self.swallow_events = 0  # so many next subscriptions never become live
         self._subscribers: set[asyncio.Queue[ev.Envelope | None]] = set()
         self._pid = 1000
@@ -76,12 +98,13 @@ class FakeContainerd:
         self.emit("/containers/create", key.namespace, ev.ContainerCreate(id=key.id))
         return key
 
-    def start(self, key: Key) -> int:
-        """Start the container's task; give its pid."""
+    def start(self, key: Key, *, pid: int | None = None) -> int:
+        """Start the container's task, in the network namespace of a process that is there; give its pid."""
         self._pid += 1
-        self.processes[key] = api.Process(id=key.id, pid=self._pid, status=api.RUNNING)
-        self.emit("/tasks/start", key.namespace, ev.TaskStart(container_id=key.id, pid=self._pid))
-        return self._pid
+        pid = pid or self._pid
+        self.processes[key] = api.Process(id=key.id, pid=pid, status=api.RUNNING)
+        self.emit("/tasks/start", key.namespace, ev.TaskStart(container_id=key.id, pid=pid))
+        return pid
 
     def exit(self, key: Key, status: int = 0, *, exec_id: str | None = None) -> None:
         """End the container's own process, or an exec'ed one."""
@@ -137,10 +160,13 @@ class FakeContainerd:
         return Empty()
 
     async def tasks_get(self, request: Any, namespace: str) -> Any:
+        if request.container_id in self.silent:
+            await asyncio.Event().wait()
         return api.GetTaskResponse(process=self.processes[Key(namespace, request.container_id)])
 
     async def tasks_list(self, _request: Any, namespace: str) -> Any:
-        return api.ListTasksResponse(tasks=[p for key, p in self.processes.items() if key.namespace == namespace])
+        tasks = [p for key, p in self.processes.items() if key.namespace == namespace and key.id not in self.silent]
+        return api.ListTasksResponse(tasks=tasks)
 
     async def tasks_kill(self, request: Any, namespace: str) -> Any:
         key = Key(namespace, request.container_id)

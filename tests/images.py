@@ -82,6 +82,11 @@ def web_image(path: Path, ref: str, *, page: str = "It works!\n") -> Path:
     )
 
 
+def pause_image(path: Path, ref: str) -> Path:
+    """Write what stands for Kubernetes' pause image: a pod's first container, which does nothing but be there."""
+    return busybox_image(path, ref, cmd=["sleep", "1000000000"])
+
+
 def libraries(*programs: Path) -> dict[str, File]:
     """Give the shared libraries that programs of this machine need, as ldd finds them."""
     said = subprocess.run(["ldd", *programs], check=True, capture_output=True, text=True, timeout=10).stdout

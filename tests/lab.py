@@ -553,7 +553,7 @@ def http_get(ns: Netns, address: str, port: int, path: str = "/", *, timeout: fl
 
 
 def until(
-    condition: Callable[[], T], *, within: float = 5.0, every: float = 0.02, what: str = "the condition"
+    condition: Callable[[], T], *, within: float = 15.0, every: float = 0.02, what: str = "the condition"
 ) -> T:
     """Give the first true value of `condition()`; fail when none comes in time."""
     deadline = time.monotonic() + within

@@ -148,6 +148,7 @@ class Cli:
         # nft lists tables in the order in which they were made.
         tables = host.run("nft", "--stateless", "list", "ruleset").stdout.split("\ntable ")
         tables = [table.removeprefix("table ").rstrip("\n") for table in tables]
+        tables = [table for table in tables if not table.startswith("inet ctrport-keep ")]  # as long as a watcher
         files = [path.relative_to(self.directory) for path in self.directory.rglob("*")]
         kept = {"root", "state", "config.toml", "notify", "watch.log", *LASTING}
         return {

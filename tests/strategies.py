@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hypothesis import strategies as st
 
+from ctrport.model.policy import EVERY_PORT, PROTECTED, Policy, Rule
 from ctrport.model.ports import MAX_PORT, PortMapping, Protocol
 from ctrport.model.workload import Endpoint, Key, Workload
 
@@ -26,6 +29,9 @@ _LONG_PIECES = (
     "::1:",
     "=",
 )
+
+# Where policy is not the matter: pods may publish as plain containers may.
+ANY_POD = Policy(allow=(Rule(kubernetes_namespaces=("*",), host_ports=(*PROTECTED, *EVERY_PORT)),))
 
 
 def ports() -> st.SearchStrategy[int]:
@@ -96,6 +102,49 @@ def hostile_text() -> st.SearchStrategy[str]:
     many = st.builds(lambda piece, count: piece * count, near, st.sampled_from([1, 100, 5000]))
     spoilt = st.builds(lambda spec, at, odd: spec[:at] + odd + spec[at:], spec_text(), st.integers(0, 20), near)
     return st.text(st.characters(codec=None), max_size=80) | near | pieces | many | spoilt
+
+
+def json_values() -> st.SearchStrategy[object]:
+    """Anything that JSON can say."""
+    text = st.text(st.characters(codec=None), max_size=10)
+    plain = st.none() | st.booleans() | st.integers() | st.floats() | text
+    one = st.builds(lambda name, value: {name: value}, text, plain)
+    return plain | st.lists(plain, max_size=2) | one | st.lists(one, max_size=2)
+
+
+@st.composite
+def spoilt_json(draw: st.DrawFn, value: object) -> bytes:
+    """Give JSON with one member replaced by something else or left out, or text that has been damaged."""
+    spoilt = copy.deepcopy(value)
+    how = draw(st.sampled_from(["member", "member", "member", "bytes", "depth", "digits"]))
+    if how == "depth":
+        return b"[" * draw(st.sampled_from([10, 1_000, 100_000]))
+    if how == "digits":
+        return json.dumps(spoilt).replace('"v1"', "9" * 5_000).encode()  # int() takes 4,300
+    if how == "member":
+        _spoil(draw, spoilt)
+    text = json.dumps(spoilt, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+    if how == "bytes":
+        at = draw(st.integers(0, len(text)))
+        text = text[:at] + draw(st.binary(max_size=4)) + text[at + draw(st.integers(0, 8)) :]
+    return text
+
+
+def _spoil(draw: st.DrawFn, value: object) -> None:
+    """Replace or remove one member of some object in it."""
+    here = value
+    while isinstance(here, dict) and here:
+        name = draw(st.sampled_from(sorted(here)))
+        inner = here[name]
+        if isinstance(inner, list) and inner and draw(st.booleans()):
+            inner = inner[0]
+        elif not (isinstance(inner, dict) and inner) or draw(st.integers(0, 3)) == 0:
+            if draw(st.integers(0, 4)) == 0:
+                del here[name]
+            else:
+                here[name] = draw(json_values())
+            return
+        here = inner
 
 
 def keys(names: st.SearchStrategy[str] | None = None) -> st.SearchStrategy[Key]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ctrport.errors import ConflictError, ContainerdError, InputError, NotFoundError
 from ctrport.model import ports
 from ctrport.model.amendment import EXTENSION
-from ctrport.model.annotations import amended, barred, mappings_of
+from ctrport.model.annotations import amended, barred
 from ctrport.model.bindings import State
 from ctrport.model.listing import join
 
@@ -36,16 +36,16 @@ async def publish(client: Client, reconciler: Reconciler, key: Key, specs: str) 
     """
     wanted = _read(specs)
     container = await _container(client, key)
-    asked = await _asked(reconciler, container)
+    asked = await reconciler.snapshot.asked(container)
     changes, _ = amended(container)
     value = changes.publish(asked, wanted, time.time_ns()).encode()
-    reconciler.trials[key] = value
+    reconciler.snapshot.trials[key] = value
     try:
         await reconciler.refresh([key])
         running = _check(reconciler, key, wanted)
         await _store(client, container, value)
     finally:
-        del reconciler.trials[key]
+        del reconciler.snapshot.trials[key]
         await reconciler.refresh([key])
     served = [b.to_json() for b in reconciler.bindings(key) if b.mapping in wanted]
     return {"running": running, "mappings": served}
@@ -59,7 +59,7 @@ async def unpublish(client: Client, reconciler: Reconciler, key: Key, specs: str
     """
     container = await _container(client, key)
     await reconciler.refresh([key])
-    asked = await _asked(reconciler, container)
+    asked = await reconciler.snapshot.asked(container)
     changes, _ = amended(container)
     there = changes.apply(asked)
     unwanted = there if specs is None else _find(reconciler, key, _read(specs), there)
@@ -80,12 +80,6 @@ def _read(specs: str) -> dict[PortMapping, None]:
     if not mappings:
         raise InputError("no port is named", hint="ctrport publish web 8080:80")
     return dict.fromkeys(mappings)
-
-
-async def _asked(reconciler: Reconciler, container: Container) -> tuple[PortMapping, ...]:
-    """Give what a container asks for but for the changes: its annotation, or what else counts."""
-    mappings, _ = mappings_of(reconciler.asked(container), container.image, await reconciler.exposed(container))
-    return mappings
 
 
 async def _container(client: Client, key: Key) -> Container:

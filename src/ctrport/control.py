@@ -79,6 +79,7 @@ _WATCHER_HINT = "systemctl status ctrport; journalctl -u ctrport"
 async def connect(settings: Settings) -> AsyncIterator[Writer | None]:
     """Give the watcher, None where none runs."""
     path = settings.state / SOCKET
+    lock.check(settings.state)
     try:
         reader, sender = await asyncio.open_unix_connection(path, limit=LINE_LIMIT)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
@@ -135,9 +136,16 @@ class Server:
 
     async def start(self) -> None:
         """Listen. The caller holds the lock, so a socket that is there is left from before."""
+        if self._server is not None:
+            self._server.close()  # its socket was removed; who is connected stays so
         self._path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, self._path, limit=LINE_LIMIT)
         self._path.chmod(0o600)
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the socket is there for who wants to speak with the watcher."""
+        return self._path.is_socket()
 
     async def stop(self) -> None:
         """Hang up on everybody. What they reserved is found by the next writer's first pass."""

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ctrport.model.bindings import State, socket_text
+from ctrport.model.workload import title
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -23,7 +24,7 @@ def log_changes(changes: Iterable[Change]) -> None:
         if new is not None and new.state is State.ACTIVE:
             log.info("published %s", _mapping_text(new))
         elif new is not None:
-            log.warning("%s %s: %s: %s", new.state, new.owner, new.mapping, new.reason)
+            log.warning("%s %s: %s: %s", new.state, _owner_text(new), new.mapping, new.reason)
 
 
 def log_overlaps(overlaps: Iterable[tuple[Binding, Listener]], told: Collection[str]) -> list[str]:
@@ -43,4 +44,8 @@ def _mapping_text(binding: Binding) -> str:
     mapping = binding.mapping
     where = socket_text(mapping.host_ip, binding.host_port or 0, mapping.protocol)
     targets = " and ".join(str(a) for a in (binding.ipv4, binding.ipv6) if a is not None)
-    return f"{binding.owner} {where} -> {targets} port {mapping.container_port}"
+    return f"{_owner_text(binding)} {where} -> {targets} port {mapping.container_port}"
+
+
+def _owner_text(binding: Binding) -> str:
+    return title(binding.owner, binding.pod) if binding.pod else str(binding.owner)

@@ -10,23 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ctrport import journal
 from ctrport.claims import Claims, incumbents, tell_listeners
-from ctrport.errors import ContainerdError, NotFoundError
-from ctrport.firewall import record, ruleset
+from ctrport.firewall import ruleset
 from ctrport.firewall.foreign.adjust import Firewalls
 from ctrport.firewall.foreign.translations import Translations
 from ctrport.firewall.kernel import KernelTable
 from ctrport.firewall.ruleset import Links
-from ctrport.firewall.table import difference
 from ctrport.host import facts, needs
-from ctrport.model.amendment import EXTENSION
-from ctrport.model.annotations import AUTO_REMOVE, FOREIGN_NAMESPACES, asked, asks_for_exposed, read_workload
 from ctrport.model.ledger import Ledger
-from ctrport.model.workload import Endpoint, Key, Status
 from ctrport.network import networks, proc
 from ctrport.snapshot import Snapshot
 
@@ -36,12 +30,11 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
-    from ctrport.firewall.table import Table, Transaction
+    from ctrport.firewall.table import Elements, Table
     from ctrport.host.relay import Relay
     from ctrport.host.reservation import Reservation
-    from ctrport.model.annotations import Exposed
     from ctrport.model.bindings import Binding, Change
-    from ctrport.model.workload import Container, Task, Workload
+    from ctrport.model.workload import Key, Workload
 
 log = logging.getLogger(__name__)
 
@@ -61,80 +54,85 @@ class Reconciler:
         relay: Relay | None = None,
     ) -> None:
         self.settings = settings
-        self.snapshot = Snapshot()
         self.reserved: dict[Key, Workload] = {}  # by `run`, for containers that do not run yet
-        self.trials: dict[Key, bytes] = {}  # by `publish`: extensions that containerd is not told of yet
+        self.snapshot = Snapshot(client, self.reserved.keys())
+        self.snapshot.trust_labels = settings.config.policy.trust_labels
         self.ledger: Ledger | None = None
         self.host_settings = needs.HostSettings(settings)
-        self._client = client
-        self._kernel = KernelTable(settings, nft)
-        self._translations = Translations(self._kernel.generation)  # by others
+        self.kernel = KernelTable(settings, nft)
+        self._translations = Translations(self.kernel.generation)  # by others
         self._overlaps: list[str] = []  # with them, as told
-        self._firewalls = Firewalls(settings.config)  # of others
+        self.firewalls = Firewalls(settings.config)  # of others
         self._claims = Claims(reservation, relay)
         self._believed = False  # whether the kernel holds it: not before the first pass, nor after a failure
-        self._routes = proc.NetworkNamespace((), ())  # of this host, as of this pass
-        self._internal: frozenset[str] = frozenset()  # bridges of internal networks, as of this pass
 
     async def resync(self, *, apply: bool = True) -> list[Change]:
         """Read everything; make the kernel's table equal to what it should be, unless only looking."""
         doubted, self._believed = not self._believed, False
-        self._routes = await asyncio.to_thread(proc.read)
-        await self._read_all()
-        listing = await asyncio.to_thread(self._kernel.listing)
+        await self._begin()
+        await self.snapshot.read_all()
+        listing = await asyncio.to_thread(self.kernel.listing)
         host = await asyncio.to_thread(facts.read, relays=self.settings.config.relay_ipv6_loopback)
         if self.ledger is None:
             self.ledger = Ledger(host, incumbents(listing), self.settings.config.policy)
         else:
             self.ledger.set_host(host)
         self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
-        translations = await asyncio.to_thread(self._translations.read, self._routes.addresses, full=True)
+        translations = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses, full=True)
         await tell_listeners(self.ledger, host.listeners, translations)
         changes = await self._claims.settle(self.ledger)
         await self._claims.retry(self._bindings())
         links = self._links()
         table = self.table(links)
-        self._kernel.elements = table.elements
-        if apply:
-            self.host_settings.ensure(links, ipv6=self._serves_ipv6())
-            await asyncio.to_thread(self._firewalls.ensure, links)
-            if record.intact(self.settings.state, table, listing):
-                await self._commit(difference(listing.elements, table.elements, table.address) if listing else None)
-                if doubted:  # a pass may have ended between its rules and its flows, here or in an earlier writer
-                    await asyncio.to_thread(self._kernel.forget_stale, None)
-            else:
-                if listing is not None:
-                    log.warning("the rules in %s are not the ones to be: replacing the table", table.address)
-                await asyncio.to_thread(self._kernel.rebuild, table)
+        if listing is not None:  # a writer that has just started knows no more of those who do not answer
+            owners = self.snapshot.uncertain - self.snapshot.workloads.keys()
+            ruleset.carry_over(listing.elements, table.elements, owners)
+        if not apply:
+            self.kernel.elements = table.elements
+        else:
+            self.host_settings.ensure(links, ipv6=_serves_ipv6(table.elements))
+            await asyncio.to_thread(self.firewalls.ensure, links)
+            replaced = await asyncio.to_thread(self.kernel.settle, table, listing)
+            if doubted and not replaced:  # a pass may have ended between its rules and its flows, also a writer's
+                await asyncio.to_thread(self.kernel.forget_stale, None)
             await self._claims.serve(self._bindings(), all_there_are=True)
             self._believed = True
             journal.log_changes(changes)
             self._overlaps = journal.log_overlaps(self.ledger.overlaps(), self._overlaps)
         return changes
 
-    async def refresh(self, keys: Iterable[Key]) -> list[Change]:
-        """Read a few containers and apply what changed for them."""
+    async def review(self) -> list[Change]:
+        """Look again at which ports others translate, and read no container unless a pass is due anyway."""
+        if self.ledger is None or not self._believed:
+            return []
+        before = self._translations.found
+        found = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses)
+        return await self.refresh((), reviewed=True) if found != before else []
+
+    async def refresh(self, keys: Iterable[Key], *, reviewed: bool = False) -> list[Change]:
+        """Read a few containers and apply what changed for them, or for whom others have `reviewed` ports."""
         if self.ledger is None or not self._believed:
             return await self.resync()
-        if await asyncio.to_thread(self._kernel.is_disturbed):
+        if await asyncio.to_thread(self.kernel.is_disturbed):
             log.warning("somebody has changed or removed our rules: making a full pass")
             return await self.resync()
         self._believed = False
         keys = tuple(keys)
-        self._routes = await asyncio.to_thread(proc.read)
-        self._internal = self._links().internal
+        await self._begin()
+        had_host_ports = any(w.host_ports for w in map(self.snapshot.workloads.get, keys) if w)
         for key in keys:
-            await self.look(key)
+            await self.snapshot.look(key)
         self._put(keys)
-        if any(key in self.snapshot.workloads or key in self.reserved for key in keys):
-            translations = await asyncio.to_thread(self._translations.read, self._routes.addresses)
+        looked = any(key in self.snapshot.workloads or key in self.reserved for key in keys)
+        if looked or reviewed or had_host_ports:
+            translations = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses)
             await tell_listeners(self.ledger, translations=translations)
         changes = await self._claims.settle(self.ledger)
         links = self._links()
-        transaction = self._kernel.difference(changes, links)
-        self.host_settings.ensure(links, ipv6=self._serves_ipv6())
-        await asyncio.to_thread(self._firewalls.ensure_once, links)
-        await self._commit(transaction)
+        transaction = self.kernel.difference(changes, links)
+        self.host_settings.ensure(links, ipv6=_serves_ipv6(self.kernel.elements))
+        await asyncio.to_thread(self.firewalls.ensure_once, links)
+        await asyncio.to_thread(self.kernel.commit, transaction)
         await self._claims.serve(change.new for change in changes)
         self._believed = True
         journal.log_changes(changes)
@@ -147,108 +145,16 @@ class Reconciler:
     def configure(self, settings: Settings) -> None:
         """Take other settings; the full pass that must follow brings everything to them."""
         self.settings = settings
-        self._firewalls = Firewalls(settings.config)
+        self.firewalls = Firewalls(settings.config)
         self._believed = False
+        self.snapshot.trust_labels = settings.config.policy.trust_labels
         if self.ledger is not None:
             self.ledger.set_policy(settings.config.policy)
 
-    def asked(self, container: Container) -> str:
-        """Give the port specs on a container, as far as the policy lets them count."""
-        return asked(container, trust_labels=self.settings.config.policy.trust_labels)
-
-    def _concerns(self, container: Container) -> bool:
-        """Whether a container asks for ports, or is ours to remove."""
-        live = EXTENSION in container.extensions or container.key in self.trials
-        return bool(self.asked(container)) or live or _is_auto_remove(container)
-
-    async def _read_all(self) -> None:
-        self._internal = self._links().internal
-        seen: set[Key] = set()
-        concerning: set[Key] = set()
-        for namespace in await self._client.namespaces():
-            if namespace in FOREIGN_NAMESPACES:
-                continue
-            containers = await self._client.containers(namespace)
-            seen.update(c.key for c in containers)
-            asking = [c for c in containers if self._concerns(c)]
-            concerning.update(c.key for c in asking)
-            tasks = await self._client.tasks(namespace) if asking else {}
-            for container in asking:
-                await self._note(container, tasks.get(container.key.id))
-        for key in [k for k in self.snapshot.workloads if k not in concerning]:
-            del self.snapshot.workloads[key]
-        self.snapshot.known = seen
-
-    async def look(self, key: Key) -> None:
-        """Read one container as it is now."""
-        try:
-            container = await self._client.container(key)
-        except NotFoundError:
-            self.snapshot.workloads.pop(key, None)
-            self.snapshot.known.discard(key)
-            return
-        self.snapshot.known.add(key)
-        if self._concerns(container):
-            await self._note(container, await self._client.task(key))
-        else:
-            self.snapshot.workloads.pop(key, None)
-
-    async def _note(self, container: Container, task: Task | None) -> None:
-        """Take a container into the snapshot as it is now."""
-        key = container.key
-        before = self.snapshot.workloads.get(key)
-        self.snapshot.uncertain.discard(key)
-        if key in self.trials:
-            container = replace(container, extensions={**container.extensions, EXTENSION: self.trials[key]})
-        try:
-            if task is None and before is not None and before.endpoint is not None:
-                task = await self._client.task(key)  # a listing leaves out a task whose shim does not answer
-            live = task is not None and task.status.live
-            endpoint = await self._endpoint(container, task) if live and task else None
-            exposed = await self.exposed(container)
-        except ContainerdError as error:
-            log.warning("no clear answer about the task of %s: %s", key, error.message)
-            self.snapshot.uncertain.add(key)
-            return
-        if task is not None and task.status is Status.UNKNOWN:
-            self.snapshot.uncertain.add(key)
-            return
-        exited = task is not None and task.status is Status.STOPPED
-        if exited and _is_auto_remove(container) and key not in self.reserved:
-            self.snapshot.exited_for_good.add(key)
-        self.snapshot.workloads.pop(key, None)
-        trust = self.settings.config.policy.trust_labels
-        workload = read_workload(container, endpoint, internal=self._internal, trust_labels=trust, exposed=exposed)
-        if workload is not None:
-            self.snapshot.workloads[key] = workload
-            if before is None or before.problems != workload.problems:
-                for problem in workload.problems:
-                    log.warning("refused %s: %s", key, problem)
-
-    async def _endpoint(self, container: Container, task: Task) -> Endpoint | None:
-        """Read where a task is reached. A pid is believed only if the task still has it after the reading."""
-        try:
-            inside = await asyncio.to_thread(proc.read, task.pid)
-        except OSError:
-            return None
-        again = await self._client.task(container.key)
-        if again is None or again.pid != task.pid or not again.status.live:
-            return None
-        ipv4, ipv6 = inside.ipv4, inside.ipv6
-        towards = next((self._routes.interface_towards(a) for a in (ipv4, ipv6) if a), None)
-        return Endpoint(ipv4=ipv4, ipv6=ipv6, interface=towards)
-
-    async def exposed(self, container: Container) -> Exposed | None:
-        """Give the ports that a container's image exposes, where its annotation asks for them by `all`.
-
-        None when they are not known. The image may be removed while the container runs: what was read stays.
-        """
-        if not asks_for_exposed(self.asked(container)):
-            return None
-        before = self.snapshot.workloads.get(container.key)
-        if before is not None and before.exposed is not None and before.created_at == container.created_at:
-            return before.exposed
-        return await self._client.exposed_ports(container)
+    async def _begin(self) -> None:
+        """Read what of this host a reading of containers needs."""
+        self.snapshot.routes = await asyncio.to_thread(proc.read)
+        self.snapshot.internal = self._links().internal
 
     def _put(self, keys: Iterable[Key]) -> None:
         """Put what was read into the ledger."""
@@ -284,12 +190,6 @@ class Reconciler:
             endpoints=frozenset(towards),
         )
 
-    def _serves_ipv6(self) -> bool:
-        return any(self._kernel.elements[name] for name in ruleset.IPV6_MAPS)
 
-    async def _commit(self, transaction: Transaction | None) -> None:
-        await asyncio.to_thread(self._kernel.commit, transaction, self.table)
-
-
-def _is_auto_remove(container: Container) -> bool:
-    return container.annotations.get(AUTO_REMOVE) == "true"
+def _serves_ipv6(elements: Elements) -> bool:
+    return any(elements[name] for name in ruleset.IPV6_MAPS)

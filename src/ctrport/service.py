@@ -20,12 +20,14 @@ from ctrport.model import ports
 from ctrport.model.bindings import State
 from ctrport.model.workload import Key, Status, Workload
 from ctrport.network import administer, attach, define, files
+from ctrport.repairs import Repairs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
 
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
+    from ctrport.firewall.kernel import KernelTable
     from ctrport.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Service:
         self.reconfigured = asyncio.Event()
         self.config_error: str | None = None  # of the last reading of config.toml
         self.config_waiting: tuple[str, ...] = ()  # keys whose new values the next start takes
+        self.repairs = Repairs()
         self.last_resync = 0.0  # seconds since the epoch
 
     @asynccontextmanager
@@ -82,8 +85,29 @@ class Service:
             "waiting": list(self.config_waiting),
         }
 
+    @property
+    def kernel(self) -> KernelTable:
+        """Our table in the kernel."""
+        return self._reconciler.kernel
+
+    async def mend_firewalls(self, touched: Collection[str] | None) -> list[str]:
+        """Let our packets pass again where others have touched these tables; gives what had to be mended.
+
+        Beside a pass, which may be waiting for containerd.
+        """
+        return await asyncio.to_thread(self._reconciler.firewalls.mend, touched)
+
+    def mend_settings(self) -> list[str]:
+        """Set again the kernel settings that somebody has changed; gives their names."""
+        return self._reconciler.host_settings.mend()
+
+    async def review(self) -> None:
+        """Look again at which ports others translate."""
+        async with self._turn:
+            await self._reconciler.review()
+
     def uncertain(self) -> tuple[Key, ...]:
-        """Give the containers whose tasks gave no clear answer: they were left as they were."""
+        """Give the containers that are to be looked at once more."""
         return tuple(self._reconciler.snapshot.uncertain)
 
     async def resync(self) -> Json:
@@ -186,6 +210,7 @@ class Service:
             "containers": [self._container(key) for key in keys],
             "last_resync": self.last_resync,
             "uncertain": [list(key) for key in sorted(self.uncertain())],
+            **self.repairs.to_json(),
         }
 
     @property
@@ -223,7 +248,7 @@ class Service:
         workload = self._reconciler.reserved.pop(key, None)
         try:
             if workload is not None and workload.endpoint is None:
-                await self._reconciler.look(key)  # on no network of ours: no rule speaks of it
+                await self._reconciler.snapshot.look(key)  # on no network of ours: no rule speaks of it
             else:
                 await self._reconciler.refresh([key])
         except (KernelError, HostError):  # the container was read before the kernel was written

@@ -1,4 +1,4 @@
-"""One client's dealings with a service: which operations there are, and what ends with the client."""
+"""One client of a service: its operations by name, and what it has reserved and not released yet."""
 
 from __future__ import annotations
 

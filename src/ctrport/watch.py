@@ -8,10 +8,12 @@ makes all the passes; the others only say what has become doubtful.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ctrport import control
@@ -20,10 +22,13 @@ from ctrport.containerd.events import Marker, Watch
 from ctrport.errors import ConflictError, CtrportError, HostError
 from ctrport.firewall.foreign import firewalld
 from ctrport.firewall.nft import LibNft
+from ctrport.heal import Healer
 from ctrport.host import lock
 from ctrport.host.notify import notify
 from ctrport.host.relay import Relay
 from ctrport.host.reservation import Reservation
+from ctrport.model.workload import Status
+from ctrport.place import Place
 from ctrport.reconcile import Reconciler
 from ctrport.reload import reload
 from ctrport.service import Service
@@ -34,7 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RETRY = (0.1, 10.0)  # seconds between failed passes: the first pause, and the longest
-SECOND_LOOK = 2.0  # seconds until a task is looked at again that gave no clear answer
+LOCK_PATIENCE = 5.0  # seconds for who holds the lock and does not answer to let go of it
+SECOND_LOOK = 2.0  # seconds until a task is asked about again that gave no clear answer
 STOP_PATIENCE = 10.0  # seconds for the pass at work to end before the daemon does
 
 
@@ -70,29 +76,44 @@ class Doubt:
 
 async def run(settings: Settings) -> None:
     """Watch until SIGTERM or SIGINT. ConflictError when another writer has the lock."""
-    held = lock.try_acquire(settings.state, lock.WRITER)
-    if held is None:
-        raise ConflictError(
-            f"another ctrport watches already: it holds {settings.state / lock.WRITER}",
-            hint="one watcher a host; systemctl status ctrport",
-        )
+    held = await _acquire(settings)
     fatal: CtrportError | None = None
+    place = Place(settings.state, held)
     try:
         nft = LibNft()
         async with Client(settings.address, timeout=settings.config.timeout_seconds) as client, Relay() as relay:
             held_ports = Reservation() if settings.config.reserve_ports else None
             relayed_ports = relay if settings.config.relay_ipv6_loopback else None
             reconciler = Reconciler(settings, client, nft, held_ports, relayed_ports)
-            await _watch(settings, client, Service(client, reconciler))
+            await _watch(settings, client, Service(client, reconciler), place)
     except* CtrportError as failures:
         fatal = _first(failures)
     finally:
-        lock.release(held)
+        place.leave()
     if fatal is not None:  # raised here: Python 3.11.2 wraps what an except* block raises
         raise fatal
 
 
-async def _watch(settings: Settings, client: Client, service: Service) -> None:
+async def _acquire(settings: Settings) -> int:
+    """Take the lock. ConflictError at once when a watcher answers, else when nobody has let go of it in time.
+
+    A command at work gives it back soon, and so does a program that a killed watcher was about to start: between
+    fork and exec that has every descriptor of the dead.
+    """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + LOCK_PATIENCE
+    while (held := lock.try_acquire(settings.state, lock.WRITER)) is None:
+        async with control.connect(settings) as other:
+            if other is not None or clock() > deadline:
+                raise ConflictError(
+                    f"another ctrport watches already: it holds {settings.state / lock.WRITER}",
+                    hint="one watcher a host; systemctl status ctrport",
+                )
+        await asyncio.sleep(lock.POLL)
+    return held
+
+
+async def _watch(settings: Settings, client: Client, service: Service, place: Place) -> None:
     doubt, stop = Doubt(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -103,9 +124,12 @@ async def _watch(settings: Settings, client: Client, service: Service) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             events = Watch(client)
+            healer = Healer(service, server.ready, partial(place.keep, server))
             tasks = [
+                group.create_task(healer.run()),  # before the first pass: nothing is missed
                 group.create_task(events.run()),
                 group.create_task(_listen(events, doubt)),
+                group.create_task(_ask_again(client, service, doubt)),
                 group.create_task(_remind(service, doubt)),
                 group.create_task(_listen_to_firewalld(doubt)),
                 group.create_task(_reconcile(settings, service, server, doubt)),
@@ -127,6 +151,22 @@ def _first(failures: BaseExceptionGroup[CtrportError]) -> CtrportError:
         found = found.exceptions[0]
     assert isinstance(found, CtrportError)  # noqa: S101 - what except* has matched
     return found
+
+
+async def _ask_again(client: Client, service: Service, doubt: Doubt) -> None:
+    """Ask about tasks that gave no clear answer, beside the passes: a shim that hangs holds up nobody else."""
+
+    async def ask(key: Key) -> None:
+        with contextlib.suppress(CtrportError):
+            task = await client.task(key)
+            if task is None or task.status is not Status.UNKNOWN:
+                doubt.raise_about(key)
+
+    while True:
+        await asyncio.sleep(SECOND_LOOK)
+        async with asyncio.TaskGroup() as group:
+            for key in service.uncertain():
+                group.create_task(ask(key))
 
 
 async def _listen(events: Watch, doubt: Doubt) -> None:
@@ -180,8 +220,6 @@ async def _reconcile(settings: Settings, service: Service, server: control.Serve
             pause = min(2 * pause, RETRY[1])
             continue
         pause = RETRY[0]
-        for key in service.uncertain():
-            asyncio.get_running_loop().call_later(SECOND_LOOK, doubt.raise_about, key)
         if not server.ready.is_set():
             server.ready.set()
             log.info("watching containerd at %s, pid %d", settings.address, os.getpid())

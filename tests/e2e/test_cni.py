@@ -74,7 +74,7 @@ def left(cni: Cli) -> dict[str, Any]:
 
 
 def answers(lab: Lab, port: int) -> None:
-    until(lambda: http_get(lab.remote, HOST, port) == PAGE, within=3, what=f"the page at {port}")
+    until(lambda: http_get(lab.remote, HOST, port) == PAGE, within=15, what=f"the page at {port}")
 
 
 @pytest.mark.parametrize("network", ["cni", "cni:web"])
@@ -130,7 +130,8 @@ def test_a_container_in_the_foreground(program: Cli):
     before = left(program)
     run = ("run", "--rm", "--network", "cni", "-p", "8080:80", program.containerd.image)
     result = program(*run, "ip", "-4", "-o", "address", "show", "dev", "eth0")
-    assert (result.returncode, ADDRESSES[0] in result.stdout) == (0, True)
+    assert result.returncode == 0
+    assert f"inet {ADDRESSES[0].rpartition('.')[0]}." in result.stdout
     assert left(program) == before
 
 

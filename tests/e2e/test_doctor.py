@@ -122,6 +122,17 @@ def test_settings(patient: Patient, lab: Lab, web: str, name: str, code: str):
     assert patient.findings() == {}
 
 
+def test_a_configuration_that_cannot_be_read(patient: Patient, ctrport: Cli, watcher: Watcher):
+    """It is told with file, line and key, and all else is looked at by what the watcher does."""
+    assert watcher.running
+    ctrport.config.write_text("mark = 3\n")
+    found = patient.findings()
+    assert list(found) == ["bad-configuration"]
+    assert f"{ctrport.config}, line 1: mark" in found["bad-configuration"]["detail"]
+    ctrport.config.write_text("")
+    assert patient.findings() == {}
+
+
 def test_settings_that_cannot_be_written(patient: Patient, lab: Lab, web: str):
     """With a read-only /proc/sys a wrong setting is told with it; a right one is fine."""
     assert web

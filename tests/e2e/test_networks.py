@@ -35,7 +35,7 @@ def program(request: pytest.FixtureRequest, ctrport: Cli) -> Iterator[Cli]:
 
 
 def answers(ns: Netns, address: str, port: int) -> None:
-    until(lambda: http_get(ns, address, port) == PAGE, within=3, what=f"the page at {address}:{port}")
+    until(lambda: http_get(ns, address, port) == PAGE, within=15, what=f"the page at {address}:{port}")
 
 
 def test_the_life_of_a_network(program: Cli, lab: Lab):

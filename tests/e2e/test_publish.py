@@ -342,7 +342,7 @@ def test_conflicts(program: Cli, lab: Lab):
 
 
 def test_policy(program: Cli, lab: Lab, request: pytest.FixtureRequest):
-    """A port that the policy does not allow is refused with its reason, and so are those named with it."""
+    """A port that the policy does not allow is refused with the rule that would, and the others stay out too."""
     rule = '[[policy.allow]]\ncontainerd_namespaces = ["default"]\nhost_ports = ["9000-9001"]\n'
     program.config.write_text(rule)
     if "watched" in request.node.name:

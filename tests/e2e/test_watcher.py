@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ctrport.host import lock
 from lab import REFUSED, Failure, http_get, serve, until
 
 if TYPE_CHECKING:
@@ -156,6 +158,17 @@ def test_a_second_watcher(ctrport: Cli, watcher: Watcher):
     assert "one watcher a host" in result.stderr
     assert watcher.running
     assert ctrport("sync").stdout == "in sync: 0 changes\n"
+
+
+def test_a_lock_that_is_let_go_soon(ctrport: Cli, watcher: Watcher, lab: Lab):
+    """What a killed watcher was starting may have its lock for a moment: the next one waits for that."""
+    with ctrport.container("-p", "8080:80"):
+        watcher.kill()
+        held = lock.try_acquire(ctrport.state, lock.WRITER)
+        assert held is not None
+        threading.Timer(1, lock.release, [held]).start()
+        watcher.start()
+        answers(lab, 8080)
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "alone"])

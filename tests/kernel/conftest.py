@@ -8,6 +8,7 @@ import pytest
 
 from lab import Lab
 from passes import Writer, writing
+from strategies import ANY_POD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,9 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def writer(lab: Lab, tmp_path: Path) -> Iterator[Writer]:
-    """Give a writer that has made its first pass, and two containers' namespaces that serve port 80."""
-    with writing(lab, tmp_path) as made:
+    """Give a writer that has made its first pass, and two containers' namespaces that serve port 80.
+
+    Its policy allows pods everything.
+    """
+    with writing(lab, tmp_path, policy=ANY_POD) as made:
         yield made

@@ -205,21 +205,15 @@ def test_exposed_ports(config: dict[str, object], exposed: tuple[tuple[int, str]
 
 
 def test_containers_of_others():
-    """Containers of nerdctl are left alone unless our words are on them; dockerd's and pods' even then."""
+    """Containers of nerdctl are left alone unless our words are on them; dockerd's and those in pods even then."""
     nerdctl = {"nerdctl/networks": '["bridge"]', "nerdctl/ports": '[{"HostPort":8080,"ContainerPort":80}]'}
     assert annotations.read_workload(container(labels=nerdctl), None) is None
-    label = {**nerdctl, annotations.PUBLISH: "8080:80"}
-    assert annotations.read_workload(container(labels=label), None, trust_labels=True) is None
-    plain = {annotations.PUBLISH: "8080:80"}
-    assert asked(container(labels=plain), trust_labels=True) == (["8080:80/tcp"], ())
     assert asked(container("8080:80", labels=nerdctl)) == (["8080:80/tcp"], ())
     live = Amendment().publish((), mappings("9000:80"), 1).encode()
     assert asked(container(None, live, labels=nerdctl)) == (["9000:80/tcp"], ())
     assert annotations.read_workload(container("8080:80", live, namespace="moby"), None) is None
-    assert (
-        annotations.read_workload(container("8080:80", live, labels={annotations.CRI_KIND: "sandbox"}), None)
-        is None
-    )
+    part = container("8080:80", live, namespace="k8s.io", labels={annotations.CRI_KIND: "container"})
+    assert annotations.read_workload(part, None) is None
     assert annotations.read_workload(container(), None) is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctrport.claims import Claims
+from ctrport.claims import Claims, merged
 from ctrport.model import ports
 from ctrport.model.bindings import Binding, Change, Host, Incumbent, Listener, State, is_wildcard
 from ctrport.model.ledger import ALL_ALLOCATED, Ledger
 from ctrport.model.ports import Protocol
-from ctrport.model.workload import Endpoint, Key, Workload
-from strategies import contested_mappings, keys, workloads
+from ctrport.model.vacancies import Vacancies
+from ctrport.model.workload import Endpoint, Key, Pod, Workload
+from strategies import ANY_POD, contested_mappings, keys, workloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,8 +44,10 @@ def container(name: str, specs: str, created_at: int = 0, endpoint: Endpoint | N
     return Workload(key=key(name), created_at=created_at, requests=mappings, endpoint=endpoint)
 
 
-def settled(*wanted: Workload, host: Host | None = None, incumbents: dict[Incumbent, int] | None = None) -> Ledger:
-    ledger = Ledger(host, incumbents)
+def settled(
+    *wanted: Workload, host: Host | None = None, incumbents: dict[Incumbent, set[int]] | None = None
+) -> Ledger:
+    ledger = Ledger(host, incumbents, ANY_POD)
     for workload in wanted:
         ledger.put(workload)
     ledger.settle()
@@ -747,6 +751,84 @@ def test_two_ports_for_one_container_port_both_survive_a_new_writer():
     incumbents = {Incumbent(key("a"), Protocol.TCP, None, 80): {8002, 9000}}
     again = settled(container("a", "9000:80 8000-8010:80"), incumbents=incumbents)
     assert [b.host_port for b in again.bindings(key("a"))] == [9000, 8002]
+
+
+def test_thousands_of_ports_of_the_host_s_choice_are_given_out_quickly():
+    """On one host IP, or from pools that begin anywhere: nobody walks over the ports of those before him."""
+    pools = " ".join(f"{20000 + number % 7}-39999:{number + 1}" for number in range(10000))
+    for specs in ("192.0.2.1::1-20000", pools):
+        ledger = settled(container("a", specs))
+        found = ledger.bindings(key("a"))
+        assert {b.state for b in found} == {ACTIVE}
+        assert len({b.host_port for b in found}) == len(found) >= 10000
+
+
+@given(
+    searches=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 6)), max_size=30),
+    occupied=st.sets(st.integers(1, 20)),
+)
+def test_a_vacancy_is_the_first_port_that_is_free(searches: list[tuple[int, int]], occupied: set[int]):
+    """Written the slow way: the first of its span that is not occupied and was not found before."""
+    vacancies, found = Vacancies(), set[int]()
+    for begin, length in searches:
+        span = range(begin, begin + length)
+        expected = next((port for port in span if port not in occupied | found), None)
+        assert vacancies.find([(begin, begin + length - 1)], lambda port: port not in occupied) == expected
+        found |= {expected} if expected else set()
+
+
+# ------------------------------------------------------------------------------------- what others translate
+
+
+def pod(name: str, specs: str, created_at: int = 0, *host_ports: int, endpoint: Endpoint | None = BOTH) -> Workload:
+    held = tuple(
+        Listener(Protocol.TCP, port, IPv4Address(0), (4, 6), f"the hostPort of pod shop/{name}", translated=True)
+        for port in host_ports
+    )
+    asked = container(name, specs, created_at, endpoint)
+    return replace(asked, pod=Pod(namespace="shop", name=name), host_ports=held)
+
+
+def test_a_host_port_is_not_given_out():
+    """Neither to another container nor to the pod itself, whoever came first; another protocol is free."""
+    waits = "8080/tcp is translated by the hostPort of pod shop/p"
+    ledger = settled(container("old", "8080:80"), pod("p", "8080:80", 1, 8080), container("udp", "8080:80/udp"))
+    assert [state(ledger, name) for name in ("old", "p", "udp")] == [WAITING, WAITING, ACTIVE]
+    assert (reason(ledger, "old"), reason(ledger, "p")) == (waits, waits)
+
+
+def test_a_host_port_that_comes_takes_its_port_and_gives_it_back():
+    """A mapping that was served waits, one of a pool moves on; the end of the pod, or of its task, undoes it."""
+    for gone in (pod("p", "", 2, 8080, endpoint=None), None):
+        ledger = settled(container("exact", "8080:80"), container("pool", "8081-8082:80"))
+        ledger.put(pod("p", "", 2, 8080, 8081))
+        assert {(c.new.owner.id, c.new.state) for c in merged(ledger.settle()) if c.new} == {
+            ("exact", WAITING),
+            ("pool", ACTIVE),
+        }
+        assert outcome(ledger, "pool") == [(8082, ACTIVE)]
+        ledger.put(pod("p", "", 2, 8080, 8081))
+        assert ledger.settle() == []
+        if gone:
+            ledger.put(gone)
+        else:
+            ledger.remove(key("p"))
+        assert [c.new and c.new.owner.id for c in ledger.settle()] == ["exact"]
+        assert outcome(ledger, "exact") == [(8080, ACTIVE)]
+
+
+def test_an_incumbent_gives_way_to_a_host_port():
+    """Also what the kernel serves already: of two translations nobody promises which one is heeded."""
+    incumbent = Incumbent(key("a"), Protocol.TCP, None, 80)
+    ledger = settled(container("a", "8080:80"), pod("p", "", 1, 8080), incumbents={incumbent: {8080}})
+    assert state(ledger, "a") is WAITING
+
+
+def test_a_pod_is_named_to_others_by_its_own_name():
+    """And carried by its bindings."""
+    ledger = settled(pod("first", "8080:80"), container("second", "8080:80", 1))
+    assert reason(ledger, "second") == "8080/tcp is held by pod shop/first"
+    assert [b.pod for b in ledger.bindings(key("first"))] == [Pod(namespace="shop", name="first")]
 
 
 # ------------------------------------------------------------------------------------------- the kernel's word

@@ -478,4 +478,4 @@ def test_a_label_in_a_pod_is_never_trusted():
     """Its containers' labels are the image's."""
     labels = {annotations.PUBLISH: "8080:80", annotations.CRI_KIND: "container"}
     container = Container(key=Key("k8s.io", "a"), created_at=1, labels=labels)
-    assert annotations.asked(container, trust_labels=True) == ""
+    assert not annotations.asks(container, trust_labels=True)

@@ -23,7 +23,7 @@ Names = Annotated[list[str], typer.Argument(metavar="CONTAINER...")]
 
 def port(
     context: typer.Context,
-    container: Annotated[str, typer.Argument()],
+    container: Annotated[str, typer.Argument(help="A pod: NAMESPACE/NAME.")],
     which: Annotated[str | None, typer.Argument(metavar="[PORT[/PROTO]]")] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
@@ -34,8 +34,7 @@ def port(
 
     wanted = parse_port_argument(which) if which else None
     settings: Settings = context.obj
-    key = key_of(settings, container)
-    entry = asyncio.run(_entry(settings, key))
+    entry = asyncio.run(_entry(settings, container))
     shown = port_lines(published(entry), *(wanted or ()))
     if wanted and not shown:
         number, protocol = wanted
@@ -70,7 +69,7 @@ def ps(
         ports += [f"{_asked(m)}: {m['state']}, {m['reason']}" for m in entry["mappings"] if m["state"] != "active"]
         rows.append(
             (
-                entry["id"],
+                entry["name"],
                 entry["image"],
                 entry["status"],
                 "\n".join(entry["addresses"]),
@@ -107,12 +106,12 @@ def stop(
 ) -> None:
     """Stop containers; their ports stop answering, addresses and files stay."""
     from ctrport import lifecycle  # noqa: PLC0415
-    from ctrport.model.annotations import AUTO_REMOVE  # noqa: PLC0415
+    from ctrport.model.annotations import is_auto_remove  # noqa: PLC0415
 
     async def work(client: Client, link: Writer, key: Key) -> None:
         record = await client.container(key)
         await lifecycle.stop(client, record, patience=timeout)
-        if record.annotations.get(AUTO_REMOVE) == "true":
+        if is_auto_remove(record):
             await lifecycle.remove(client, key, force=True)
             await link.call("release", container=list(key))
         else:
@@ -165,12 +164,12 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
         raise typer.Exit(1)
 
 
-async def _entry(settings: Settings, key: Key) -> dict[str, Any]:
+async def _entry(settings: Settings, name: str) -> dict[str, Any]:
     from ctrport.containerd.client import Client  # noqa: PLC0415
     from ctrport.observe import bindings  # noqa: PLC0415
 
     async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-        await client.container(key)
+        key = await find(settings, client, name)
         for entry in await bindings(settings, client):
             if Key(entry["namespace"], entry["id"]) == key:
                 return entry
@@ -194,7 +193,7 @@ async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]
             entries.append(
                 {
                     "id": container.key.id,
-                    "name": container.key.id,
+                    "name": container.name,
                     "namespace": container.key.namespace,
                     "image": container.image,
                     "status": str(task.status) if task else "none",
@@ -240,6 +239,13 @@ def _asked(mapping: dict[str, Any]) -> str:
     host = mapping["host_port"] or ("-".join(map(str, pool)) if pool else "")
     where = f"{mapping['host_ip']}:{host}" if mapping["host_ip"] else f"{host}"
     return f"{where}->{mapping['container_port']}/{mapping['protocol']}"
+
+
+async def find(settings: Settings, client: Client, name: str) -> Key:
+    """Give the container of a name: a pod's pause container by NAMESPACE/NAME. Raises NotFoundError."""
+    # A slash stands in no container's id, and in every pod's name.
+    found = await (client.pod(name) if "/" in name else client.container(key_of(settings, name)))
+    return found.key
 
 
 def key_of(settings: Settings, name: str) -> Key:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ctrport.cli.containers import key_of, published
+from ctrport.cli.containers import find, published
 from ctrport.cli.maintenance import UNWATCHED, FormatOption
 from ctrport.cli.output import Format, print_json, print_lines, warn
 from ctrport.config import Settings
@@ -14,7 +14,7 @@ from ctrport.errors import InputError
 from ctrport.model import ports
 from ctrport.model.listing import join, port_lines
 
-ContainerArgument = Annotated[str, typer.Argument(metavar="CONTAINER")]
+ContainerArgument = Annotated[str, typer.Argument(metavar="CONTAINER", help="A pod: NAMESPACE/NAME.")]
 
 
 def publish(
@@ -68,11 +68,11 @@ def _ask(settings: Settings, operation: str, container: str, specs: str | None) 
     from ctrport.control import writer  # noqa: PLC0415
 
     async def work() -> tuple[bool, dict[str, Any]]:
-        key = list(key_of(settings, container))
         async with (
             Client(settings.address, timeout=settings.config.timeout_seconds) as client,
             writer(settings, client) as link,
         ):
-            return link.watched, await link.call(operation, container=key, specs=specs)
+            key = await find(settings, client, container)
+            return link.watched, await link.call(operation, container=list(key), specs=specs)
 
     return asyncio.run(work())

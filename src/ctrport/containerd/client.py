@@ -15,11 +15,11 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from ctrport.containerd import decode, image, methods
+from ctrport.containerd import cri, decode, image, methods
 from ctrport.containerd.pb import api_pb2 as api
 from ctrport.containerd.rpc import Rpc
 from ctrport.errors import ContainerdError, NotFoundError
-from ctrport.model.annotations import exposed_ports
+from ctrport.model.annotations import CRI_KIND, CRI_NAMESPACE, exposed_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,6 +64,14 @@ class Client:
     async def container(self, key: Key) -> Container:
         """Give a container. Raises NotFoundError."""
         return decode.container(key.namespace, await self._record(key))
+
+    async def pod(self, name: str) -> Container:
+        """Give the pause container of a pod, NAMESPACE/NAME: of its last sandbox. Raises NotFoundError."""
+        found = await self.containers(CRI_NAMESPACE, f'labels."{CRI_KIND}"=={cri.SANDBOX}')
+        sandboxes = [each for each in found if each.name == name]
+        if not sandboxes:
+            raise NotFoundError(f"there is no pod {name}", hint=f"ctrport -n {CRI_NAMESPACE} ps -a")
+        return max(sandboxes, key=lambda each: each.created_at)
 
     async def containers(self, namespace: str, *filters: str) -> list[Container]:
         """Give the containers of a namespace that match any of the filters; all when there are none.

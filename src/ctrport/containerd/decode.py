@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import DecodeError
 
+from ctrport.containerd import cri
 from ctrport.containerd.pb import api_pb2 as api
 from ctrport.containerd.pb import events_pb2 as ev
 from ctrport.model.workload import Container, Key, Status, Task
@@ -78,17 +79,20 @@ def container(namespace: str, record: api.Container) -> Container:
     """
     spec = load_spec(record.spec)
     netns, host_network = network_namespace(spec)
+    labels = dict(record.labels)
+    extensions = {name: value.value for name, value in record.extensions.items() if value.value}
     return Container(
         key=Key(namespace, record.id),
         created_at=nanoseconds(record.created_at),
         image=record.image,
-        labels=dict(record.labels),
+        labels=labels,
         annotations=spec_annotations(spec),
-        extensions={name: value.value for name, value in record.extensions.items() if value.value},
+        extensions=extensions,
         netns=netns,
         host_network=host_network,
         snapshotter=record.snapshotter,
         snapshot_key=record.snapshot_key,
+        sandbox=cri.read(namespace, labels, extensions),
     )
 
 

@@ -49,6 +49,14 @@ def judge(found: Survey) -> list[Finding]:
 
 def unseen(found: Survey) -> Iterator[Finding]:
     """Say what could not be looked at, and so is not known to be right."""
+    if (bad := found.settings.config_error) is not None:
+        yield Finding(
+            code=Code.BAD_CONFIGURATION,
+            severity=Severity.SERIOUS,
+            what="config.toml cannot be read: a watcher that runs keeps what it had, and no watcher would start",
+            detail=bad.message,
+            fix=("ctrport config check",),
+        )
     if found.containerd_error is not None:
         yield Finding(
             code=Code.CONTAINERD_AWAY,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ctrport.model.bindings import Binding, Listener
 
 SYNC = "ctrport sync"
+PAGE = 'docs/firewalls.md, "is translated by"'
 
 
 def check(survey: Survey) -> Iterator[Finding]:
@@ -67,6 +68,8 @@ def _way_out(binding: Binding) -> tuple[str, ...]:
         return (shlex.join(["ctrport", "-n", container[1], "stop", container[2]]), SYNC)
     if process := re.search(r"\(pid (\d+)\)$", binding.reason):
         return (f"ps -fp {process[1]}", f"kill {process[1]}", SYNC)
+    if " is translated by " in binding.reason:
+        return (f"# end what has it: see {PAGE}", SYNC)
     if binding.state is State.REFUSED:
         return ("ip -brief address", shlex.join(["ctrport", "-n", binding.owner.namespace, "ps", "-a"]))
     ports = binding.mapping.host_port_pool or (binding.host_port or 0,)

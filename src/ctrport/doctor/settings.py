@@ -1,16 +1,15 @@
 """Kernel settings that published ports need: which of them are wrong now, and which could not be set.
 
-Only looks; what sets them is `host/sysctl`.
+Only looks; what is needed, and setting it, is `host/needs`. Uplinks, the operator's, are looked at here alone.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 from typing import TYPE_CHECKING
 
 from ctrport.doctor.finding import Code, Finding, Severity
-from ctrport.host import sysctl
+from ctrport.host import needs, sysctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,12 +17,21 @@ if TYPE_CHECKING:
     from ctrport.doctor.survey import Survey
 
 STRICT, LOOSE = "1", "2"  # rp_filter
+# By the last part of a setting's name; without the first no port works, without the others some ways do not.
+CODES = {
+    "ip_forward": Code.IP_FORWARD_OFF,
+    "forwarding": Code.IPV6_FORWARD_OFF,
+    "route_localnet": Code.ROUTE_LOCALNET_OFF,
+    "rp_filter": Code.RP_FILTER_STRICT,
+    "accept_ra": Code.ROUTER_ADVERTISEMENTS,
+}
+WARNINGS = (Code.RP_FILTER_STRICT, Code.ROUTER_ADVERTISEMENTS)
 
 
 def check(survey: Survey) -> Iterator[Finding]:
     """Say which settings are wrong, and whether they could be put right from here."""
     wrong: list[str] = []
-    for name, finding in _wrong(survey):
+    for name, finding in (*_needed(survey), *_strict(survey)):
         wrong.append(name)
         yield finding
     closed = [name for name in wrong if not os.access(sysctl.PROC / name, os.W_OK)]
@@ -31,38 +39,30 @@ def check(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             code=Code.SYSCTL_READ_ONLY,
             severity=Severity.SERIOUS,
-            what=f"{sysctl.PROC} is read-only here, so that ctrport cannot set {', '.join(map(_dotted, closed))}",
+            what=f"{sysctl.PROC} is read-only here: ctrport cannot set {', '.join(map(sysctl.spelled, closed))}",
             detail="in a container: set them on the machine, or start the container with a /proc/sys to write to",
             fix=(f"mount -o remount,rw {sysctl.PROC}",),
         )
 
 
-def _wrong(survey: Survey) -> Iterator[tuple[str, Finding]]:
-    active = survey.active
-    if (active or survey.used) and sysctl.read(sysctl.IP_FORWARD) == "0":
+def _needed(survey: Survey) -> Iterator[tuple[str, Finding]]:
+    """Compare with what a pass would set; where nothing is published, nothing is needed yet."""
+    if not survey.active and not survey.used:
+        return
+    ipv6 = any(binding.ipv6 for binding in survey.active)
+    changed = sysctl.changed(survey.settings.state)
+    for found in needs.findings(survey.links, ipv6=ipv6, changed=changed):
+        name = found.setting.name
+        code = CODES[name.rpartition("/")[2]]
         yield (
-            sysctl.IP_FORWARD,
-            _off(
-                Code.IP_FORWARD_OFF, sysctl.IP_FORWARD, "this host does not forward IPv4: published ports time out"
+            name,
+            Finding(
+                code=code,
+                severity=Severity.WARNING if code in WARNINGS else Severity.SERIOUS,
+                what=f"a setting of this host's kernel stands in the way: {found}",
+                fix=(found.fix,),
             ),
         )
-    if any(b.ipv6 for b in active) and sysctl.read(sysctl.IP6_FORWARDING) == "0":
-        yield (
-            sysctl.IP6_FORWARDING,
-            _off(
-                Code.IPV6_FORWARD_OFF,
-                sysctl.IP6_FORWARDING,
-                "this host does not forward IPv6: published ports time out",
-            ),
-        )
-    everywhere = sysctl.read("net/ipv4/conf/all/route_localnet") == "1"
-    towards = {survey.routes.interface_towards(b.ipv4) for b in active if b.ipv4}
-    for interface in sorted(name for name in towards if name and not everywhere):
-        name = f"net/ipv4/conf/{interface}/route_localnet"
-        if sysctl.read(name) == "0":
-            what = f"ports published towards {interface} do not answer on 127.0.0.1"
-            yield name, _off(Code.ROUTE_LOCALNET_OFF, name, what)
-    yield from _strict(survey)
 
 
 def _strict(survey: Survey) -> Iterator[tuple[str, Finding]]:
@@ -79,25 +79,6 @@ def _strict(survey: Survey) -> Iterator[tuple[str, Finding]]:
                     severity=Severity.WARNING,
                     what=f"{interface} drops clients whose way back leads through another interface",
                     detail=f"there are default routes by {', '.join(sorted(uplinks))}, and rp_filter is strict (1)",
-                    fix=(_command(name, LOOSE),),
+                    fix=(sysctl.command(name, LOOSE),),
                 ),
             )
-
-
-def _off(code: Code, name: str, what: str) -> Finding:
-    return Finding(
-        code=code,
-        severity=Severity.SERIOUS,
-        what=what,
-        detail=f"{_dotted(name)} is 0",
-        fix=(_command(name, "1"),),
-    )
-
-
-def _command(name: str, value: str) -> str:
-    return shlex.join(["sysctl", "-w", f"{_dotted(name)}={value}"])
-
-
-def _dotted(name: str) -> str:
-    """Write a setting as people do; an interface with a dot in its name needs the slashes (sysctl(8))."""
-    return name if "." in name else name.replace("/", ".")

@@ -51,6 +51,7 @@ class Watcher:
     containers: list[dict[str, Any]] = field(default_factory=list)  # as of its last pass
     uncertain: tuple[tuple[str, str], ...] = ()
     last_resync: float = 0.0  # seconds since the epoch
+    fighting: dict[str, str] = field(default_factory=dict)  # over what, and against which process
 
     @property
     def answers(self) -> bool:
@@ -90,6 +91,7 @@ async def _ask(settings: Settings) -> Watcher:
         containers=reply["containers"],
         uncertain=tuple((namespace, name) for namespace, name in reply.get("uncertain", ())),
         last_resync=reply["last_resync"],
+        fighting=reply.get("fighting", {}),
     )
 
 
@@ -128,6 +130,17 @@ def check(watcher: Watcher, settings: Settings) -> Iterator[Finding]:
         )
     elif watcher.answers:
         yield from _behind(watcher, settings)
+        for thing, process in watcher.fighting.items():
+            yield Finding(
+                code=Code.UNDONE,
+                severity=Severity.SERIOUS,
+                what=f"{process} undoes again and again what published ports need: {thing}",
+                detail="it is put right each time, after a pause of up to 30 s",
+                fix=(
+                    "journalctl -u ctrport -g 'again and again'",
+                    "# end that program, or have it leave alone what is not its own",
+                ),
+            )
 
 
 def _behind(watcher: Watcher, settings: Settings) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import socket
 import struct
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 NETLINK_NETFILTER = 12
 GET_GENERATION = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN: include/uapi/linux/netfilter/nf_tables.h
 GENERATION_ID = 1  # NFTA_GEN_ID
+REMEMBERED = 1024  # transactions of one's own; the monitor is behind by a few at most
 GET_INFO = 64  # IPT_BASE_CTL, which is IPT_SO_GET_INFO and IP6T_SO_GET_INFO
 INFO_SIZE = 84  # struct ipt_getinfo: name[32], then hooks, number of entries and their size
 FAMILIES = {"ip": (socket.AF_INET, socket.IPPROTO_IP), "ip6": (socket.AF_INET6, socket.IPPROTO_IPV6)}
@@ -37,6 +39,15 @@ class Generation:
 
     def __init__(self) -> None:
         self._own = 0
+        self._numbers: deque[int] = deque(maxlen=REMEMBERED)  # of one's own transactions
+
+    def is_own(self, number: int) -> bool:
+        """Say whether a transaction was one's own, for sure: ask when no block of `own` is at work."""
+        return number in self._numbers
+
+    def is_last(self) -> bool:
+        """Say whether one's own transaction was the last that anybody made."""
+        return bool(self._numbers) and self._numbers[-1] == read()
 
     def foreign(self) -> tuple[object, ...]:
         """Give what stays the same as long as nobody else changes rules."""
@@ -51,10 +62,11 @@ class Generation:
         it is taken for ours, and his rules are read after his next one.
         """
         before = read()
-        try:
-            yield
-        finally:
-            self._own += min(1, max(0, read() - before))
+        yield  # what fails has changed nothing, and nothing is counted
+        after = read()
+        self._own += min(1, max(0, after - before))
+        if after == before + 1:  # of several nobody can say which was whose
+            self._numbers.append(after)
 
 
 def read() -> int:
@@ -70,13 +82,13 @@ def read() -> int:
     return int.from_bytes(dict(attributes(answer, _GENERIC.size))[GENERATION_ID], "big")
 
 
-def legacy() -> tuple[bytes, ...]:
-    """Give number of entries and size of each nat table of iptables-legacy that is in use."""
-    return tuple(_legacy(*FAMILIES[family]) for family in iptables.legacy_families("nat"))
+def legacy(table: str = "nat") -> tuple[bytes, ...]:
+    """Give number of entries and size of each such table of iptables-legacy that is in use."""
+    return tuple(_legacy(table, *FAMILIES[family]) for family in iptables.legacy_families(table))
 
 
-def _legacy(domain: int, level: int) -> bytes:
-    buffer = ctypes.create_string_buffer(b"nat", INFO_SIZE)  # Python's own getsockopt cannot hand one in
+def _legacy(table: str, domain: int, level: int) -> bytes:
+    buffer = ctypes.create_string_buffer(table.encode(), INFO_SIZE)  # Python's own getsockopt cannot hand one in
     size = ctypes.c_uint32(INFO_SIZE)
     with socket.socket(domain, socket.SOCK_DGRAM) as asked:
         failed = _libc.getsockopt(asked.fileno(), level, GET_INFO, buffer, ctypes.byref(size))

@@ -1,29 +1,34 @@
 """Our table in the kernel, as one writer keeps it: what it is to hold, and the ways to get it there.
 
 Knows when somebody else may have touched it. Rules are then known again by their handles, which costs little;
-elements are compared by full passes only.
+elements are compared by full passes, and by a repair where the kernel has told that somebody touched the table.
+
+Passes and repairs come from several threads; one of them is at work here at a time.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING
 
 from ctrport.errors import KernelError
-from ctrport.firewall import conntrack, handles, record, ruleset
+from ctrport.firewall import conntrack, damage, handles, record, ruleset
 from ctrport.firewall.generation import Generation
-from ctrport.firewall.table import Transaction
+from ctrport.firewall.table import Transaction, difference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Collection
 
     from ctrport.config import Settings
+    from ctrport.firewall.monitor import Commit
     from ctrport.firewall.nft import Nft
     from ctrport.firewall.ruleset import Links
-    from ctrport.firewall.table import Element, Elements, Listing, Table
+    from ctrport.firewall.table import Counts, Element, Elements, Listing, Table
     from ctrport.model.bindings import Change
 
 log = logging.getLogger(__name__)
+TRIES = 3  # to write rules and find out their handles before somebody else comes
 
 
 class KernelTable:
@@ -34,21 +39,29 @@ class KernelTable:
         self.generation = Generation()
         self._settings = settings
         self.nft = nft
+        self._at_work = threading.RLock()
         self._seen: object = None  # the foreign generation at the last look
         self._rules: handles.Handles | None = None  # as of then
+        self._record: record.Entry | None = None
+        self._counts: Counts = {}  # as of the last listing
+        self._unwritten = False  # whether it was told that the record could not be written
 
-    def listing(self, *, elements: bool = True) -> Listing | None:
+    def listing(self) -> Listing | None:
         """Give the table as the kernel has it."""
-        self._seen = self.generation.foreign()
-        self._rules = handles.read(ruleset.ADDRESS)
-        return self.nft.listing(elements=elements)
+        with self._at_work:
+            self._look()
+            listing = self.nft.listing()
+            if listing is not None:
+                self._remember(listing.counts)
+            return listing
 
     def is_disturbed(self) -> bool:
         """Say whether the rules are others than at the last look; looks only if somebody has changed any rules."""
-        if (now := self.generation.foreign()) == self._seen:
-            return False
-        self._seen = now
-        return handles.read(ruleset.ADDRESS) != self._rules
+        with self._at_work:
+            if (now := self.generation.foreign()) == self._seen:
+                return False
+            self._seen = now
+            return handles.read(ruleset.ADDRESS) != self._rules
 
     def difference(self, changes: list[Change], links: Links) -> Transaction:
         """Give the element changes of a few bindings, and take them into what the kernel is to hold."""
@@ -61,40 +74,142 @@ class KernelTable:
             touched |= {(name, key): None for key in self.elements[name]}
             touched |= {(name, key): e for key, e in elements.items()}
         transaction = Transaction(ruleset.ADDRESS)
-        for (name, key), new in touched.items():
-            old = self.elements[name].pop(key, None)
-            if new is not None:
-                self.elements[name][key] = new
-            if old != new:
-                if old is not None:
-                    transaction.delete(name, old)
+        with self._at_work:
+            for (name, key), new in touched.items():
+                old = self.elements[name].pop(key, None)
                 if new is not None:
-                    transaction.add(name, new)
+                    self.elements[name][key] = new
+                if old != new:
+                    if old is not None:
+                        transaction.delete(name, old)
+                        self._counts.pop((name, old), None)
+                    if new is not None:
+                        transaction.add(name, new)
         return transaction
 
-    def commit(self, transaction: Transaction | None, whole: Callable[[], Table]) -> None:
-        """Apply a difference; where it does not apply, replace the table by the whole one."""
+    def commit(self, transaction: Transaction) -> None:
+        """Apply a difference to what is to be held; where it does not apply, replace the table."""
         if not transaction:
             return
-        try:
-            with self.generation.own():
-                self.nft.apply(transaction.render())
-        except KernelError as error:
-            log.warning("a change did not apply, replacing the table: %s", error.message)
-            self.rebuild(whole())
-        else:
-            self.forget_stale(conntrack.udp_ports(transaction.deleted, transaction.added))
+        with self._at_work:
+            try:
+                with self.generation.own():
+                    self.nft.apply(transaction.render(self._counts))
+            except KernelError as error:
+                log.warning("a change did not apply, replacing the table: %s", error.message)
+                self.rebuild(ruleset.whole(self.elements, self._settings.config.mark))
+                return
+        self.forget_stale(conntrack.udp_ports(transaction.deleted, transaction.added))
 
-    def rebuild(self, table: Table) -> None:
-        """Replace the whole table in one transaction, and keep what the kernel then lists of it."""
-        self.elements = table.elements
-        with self.generation.own():
-            self.nft.apply(table.rebuild())
-        listing = self.listing(elements=False)
-        if listing is not None:
-            record.write(self._settings.state, table, listing)
+    def settle(self, table: Table, listing: Listing | None) -> bool:
+        """Bring the kernel from what a full pass has listed to the whole table; says whether it was replaced."""
+        with self._at_work:
+            self.elements = table.elements
+            if listing is not None:
+                self._remember(listing.counts)
+            if not self._is_intact(table, listing):
+                if listing is not None:
+                    log.warning("the rules in %s are not the ones to be: replacing the table", table.address)
+                self.rebuild(table)
+                return True
+            self._counts = {key: count for key, count in self._counts.items() if self._holds(*key)}
+            if listing is not None:
+                self.commit(difference(listing.elements, table.elements, table.address))
+            return False
+
+    def rebuild(self, table: Table, *, listed: bool = False) -> None:
+        """Replace the whole table in one transaction; elements go on counting.
+
+        Unless it was `listed` right before, what they have counted is looked up first.
+        """
+        with self._at_work:
+            self.elements = table.elements
+            if not listed and (found := self.nft.listing()) is not None:
+                self._remember(found.counts)
+            for _ in range(TRIES):
+                with self.generation.own():
+                    self.nft.apply(table.rebuild(self._counts))
+                self._look()
+                if self.generation.is_last() and self._record and self._record["written"] == table.digest():
+                    break  # the same library has written the same before: what it then listed is known
+                if self._recorded(table):
+                    break
         self.forget_stale(None)
+
+    def repair(self, commits: Collection[Commit]) -> str | None:
+        """Undo what others did to the table by some transactions; gives what was wrong, None when nothing was.
+
+        What is to be is known, so nobody is asked: neither containerd nor the containers' namespaces.
+        """
+        with self._at_work:
+            if not self.elements or all(self.generation.is_own(commit.generation) for commit in commits):
+                return None
+            table = ruleset.whole(self.elements, self._settings.config.mark)
+            now = handles.read(ruleset.ADDRESS)
+            if now is None:
+                self.rebuild(table, listed=True)
+                return damage.GONE
+            listing = self.nft.listing()
+            if listing is not None:
+                self._remember(listing.counts)
+            if listing is None or now != self._rules or not record.fits(self._record, table, listing):
+                self.rebuild(table, listed=True)
+                return damage.rules(listing, table)
+            transaction = difference(listing.elements, table.elements, table.address)
+            self.commit(transaction)
+            return damage.elements(transaction) if transaction else None
 
     def forget_stale(self, ports: set[int] | None) -> None:
         """Delete UDP flows that the rules, as they now are, would send elsewhere; None for any port."""
         conntrack.forget_stale(self.elements, self._settings.config.mark, ports)
+
+    def _look(self) -> None:
+        self._seen = self.generation.foreign()
+        self._rules = handles.read(ruleset.ADDRESS)
+
+    def _holds(self, name: str, element: Element) -> bool:
+        return self.elements.get(name, {}).get(element.key) == element
+
+    def _remember(self, counts: Counts) -> None:
+        """Take in what elements have counted: never less than before, as whoever writes them anew begins at 0."""
+        for key, count in counts.items():
+            if self._holds(*key):
+                self._counts[key] = max(count, self._counts.get(key, count))
+
+    def _is_intact(self, table: Table, listing: Listing | None) -> bool:
+        """Say whether listed rules are those written last and those to be, by the record on disk or in memory."""
+        kept = record.read(self._settings.state)
+        if self._record is not None and record.fits(self._record, table, listing):
+            if kept != self._record:
+                self._keep_record()
+            return True
+        if record.fits(kept, table, listing):
+            self._record = kept
+            return True
+        return False
+
+    def _recorded(self, table: Table) -> bool:
+        """Record what the kernel lists of a table just written; False if somebody else may have written since."""
+        listing = self.nft.listing(elements=False)
+        if listing is None:
+            return False
+        entry = record.entry(table, listing)
+        if entry != self._record:
+            if not self.generation.is_last():
+                return False
+            self._record = entry
+        self._keep_record()
+        return True
+
+    def _keep_record(self) -> None:
+        """Write the record. Without it the next writer replaces the table once, so a full disk is only told."""
+        if self._record is None:
+            return
+        try:
+            record.write(self._settings.state, self._record)
+        except OSError as error:
+            if not self._unwritten:
+                log.warning("cannot keep the record of the rules in %s: %s", self._settings.state, error.strerror)
+            self._unwritten = True
+        else:
+            self._unwritten = False

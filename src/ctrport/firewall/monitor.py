@@ -35,7 +35,9 @@ FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 BUFFER = 8 << 20  # bytes of unread notifications: a table of 20,000 elements is told element by element
 _FAMILY = struct.Struct("=B3x")  # of nfgenmsg
+_U16 = struct.Struct("=H")
 _U32 = struct.Struct("!I")
+NAMES = 256  # of tables that are remembered; whoever makes thousands is read each time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,7 @@ class Monitor:
             self._socket.close()
             raise
         self._begun = _Transaction()
+        self._names: dict[bytes, str] = {}  # of tables, by what a message begins with
 
     def __enter__(self) -> Self:
         return self
@@ -127,12 +130,22 @@ class Monitor:
                 touched=frozenset(begun.touched),
                 deleted=frozenset(begun.deleted),
             )
-        name = next((content for number, content in attributes(payload, _FAMILY.size) if number == TABLE_NAME), b"")
-        table = f"{FAMILIES.get(_FAMILY.unpack_from(payload)[0], '?')} {_text(name)}"
+        # The name comes first, and of tens of thousands of elements it is the same: read once.
+        start = payload[: _FAMILY.size + _U16.unpack_from(payload, _FAMILY.size)[0]]
+        if (table := self._names.get(start)) is None:
+            table = self._named(payload)
+            if len(self._names) >= NAMES:
+                self._names.clear()
+            self._names[start] = table
         self._begun.touched.add(table)
         if kind & 0xFF == DELETE_TABLE:
             self._begun.deleted.add(table)
         return None
+
+    @staticmethod
+    def _named(payload: bytes) -> str:
+        name = next((content for number, content in attributes(payload, _FAMILY.size) if number == TABLE_NAME), b"")
+        return f"{FAMILIES.get(_FAMILY.unpack_from(payload)[0], '?')} {_text(name)}"
 
 
 def _process(fields: dict[int, bytes]) -> str:

@@ -11,11 +11,14 @@ import hashlib
 import json
 import logging
 from ipaddress import IPv6Address
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ctrport.errors import HostError, KernelError
 from ctrport.firewall.ruleset import ADDRESS, SETS, TABLE
 from ctrport.firewall.table import Element, Listing
+
+if TYPE_CHECKING:
+    from ctrport.firewall.table import Count, Counts, Elements
 
 log = logging.getLogger(__name__)
 MISSING = "No such file or directory"  # libnftables' words for ENOENT
@@ -88,7 +91,8 @@ def read_listing(document: dict[str, Any]) -> Listing:
     in place, so it is read as a rule of its own when it is not `accept`.
     """
     chains: dict[str, list[str]] = {}
-    elements: dict[str, dict[str, Element]] = {}
+    elements: Elements = {}
+    counts: Counts = {}
     for item in document["nftables"]:
         if "chain" in item:
             policy = item["chain"].get("policy", "accept")
@@ -96,13 +100,18 @@ def read_listing(document: dict[str, Any]) -> Listing:
         elif "rule" in item:
             chains.setdefault(item["rule"]["chain"], []).append(item["rule"].get("comment", ""))
         elif found := item.get("map") or item.get("set"):
-            elements[found["name"]] = {
-                element.key: element for element in (_element(found["name"], raw) for raw in found.get("elem", ()))
-            }
+            name = found["name"]
+            elements[name] = {}
+            for raw in found.get("elem", ()):
+                element, count = _element(name, raw)
+                elements[name][element.key] = element
+                if count is not None:
+                    counts[name, element] = count
     return Listing(
         chains={name: tuple(rules) for name, rules in chains.items()},
         elements=elements,
         fingerprint=_fingerprint(document["nftables"]),
+        counts=counts,
     )
 
 
@@ -118,15 +127,17 @@ def _fingerprint(items: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
-def _element(name: str, raw: Any) -> Element:
+def _element(name: str, raw: Any) -> tuple[Element, Count | None]:
     key_types, value_types = TYPES.get(name, ([], []))
     raw_key, raw_value = raw if isinstance(raw, list) else (raw, None)
-    comment = ""
+    comment, count = "", None
     if isinstance(raw_key, dict) and "elem" in raw_key:
         comment = raw_key["elem"].get("comment", "")
+        if counter := raw_key["elem"].get("counter"):
+            count = counter["packets"], counter["bytes"]
         raw_key = raw_key["elem"]["val"]
     value = "" if raw_value is None else _joined(raw_value, value_types)
-    return Element(_joined(raw_key, key_types), value, comment)
+    return Element(_joined(raw_key, key_types), value, comment), count
 
 
 def _joined(raw: Any, types: list[str]) -> str:

@@ -18,23 +18,35 @@ if TYPE_CHECKING:
 RECORD = "rules.json"
 
 
+Entry = dict[str, str]
+
+
 def intact(state: Path, table: Table, listing: Listing | None) -> bool:
     """Say whether the rules in the kernel are those that were written last, and those that should be."""
-    if listing is None or listing.chains != table.listing().chains:
-        return False
+    return fits(read(state), table, listing)
+
+
+def fits(kept: Entry | None, table: Table, listing: Listing | None) -> bool:
+    """Say the same by an entry that was kept."""
+    return listing is not None and listing.chains == table.listing().chains and kept == entry(table, listing)
+
+
+def read(state: Path) -> Entry | None:
+    """Give the entry on disk, None when there is none that can be read."""
     try:
-        record = json.loads((state / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(record == _entry(table, listing))
+        return dict(json.loads((state / RECORD).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def write(state: Path, table: Table, listing: Listing) -> None:
-    """Keep what the kernel lists of a table that was just written."""
+def write(state: Path, kept: Entry) -> None:
+    """Keep an entry on disk. OSError when that fails: the disk is full, or the directory has gone."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = state / f".{RECORD}"
-    draft.write_text(json.dumps(_entry(table, listing)) + "\n", "utf-8")
+    draft.write_text(json.dumps(kept) + "\n", "utf-8")
     draft.rename(state / RECORD)
 
 
-def _entry(table: Table, listing: Listing) -> dict[str, str]:
+def entry(table: Table, listing: Listing) -> Entry:
+    """Give what is kept of a table that was just written, and of what the kernel then lists of it."""
     return {"written": table.digest(), "listed": listing.fingerprint}

@@ -139,6 +139,11 @@ def build(bindings: Iterable[Binding], links: Links, *, mark: int = DEFAULT_MARK
     for binding in bindings:
         for name, element in binding_elements(binding):
             elements[name][element.key] = element
+    return whole(elements, mark)
+
+
+def whole(elements: Elements, mark: int) -> Table:
+    """Give the whole table with these elements."""
     return Table(family=FAMILY, name=TABLE, sets=SETS, chains=_chains(mark), elements=elements)
 
 
@@ -160,6 +165,15 @@ def incumbents(elements: Elements) -> Iterator[tuple[Incumbent, int]]:
                     container_port=int(target),
                 )
                 yield incumbent, int(port)
+
+
+def carry_over(have: Elements, want: Elements, owners: Iterable[Key]) -> None:
+    """Add to what is wanted the mappings that the kernel has of some containers, unless their ports are taken."""
+    comments = {comment_for(owner) for owner in owners}
+    for name in MAPS if comments else ():
+        for key, element in have.get(name, {}).items():
+            if element.comment in comments:
+                want[name].setdefault(key, element)
 
 
 def comment_for(owner: Key) -> str:

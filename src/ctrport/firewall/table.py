@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
+Count = tuple[int, int]  # packets, bytes
+
+
 class Element(NamedTuple):
     """An element of a set or map, in nft's own words: `tcp . 8080 : 10.0.0.2 . 80`."""
 
@@ -23,9 +26,14 @@ class Element(NamedTuple):
     comment: str = ""
 
     def __str__(self) -> str:
+        return self.counted(None)
+
+    def counted(self, count: Count | None) -> str:
+        """Give its text with a counter that begins with what was counted before."""
+        counter = f" counter packets {count[0]} bytes {count[1]}" if count else ""
         comment = f' comment "{self.comment}"' if self.comment else ""
         value = f" : {self.value}" if self.value else ""
-        return f"{self.key}{comment}{value}"
+        return f"{self.key}{counter}{comment}{value}"
 
 
 class Rule(NamedTuple):
@@ -67,17 +75,18 @@ class Set:
     def kind(self) -> str:
         return "map" if self.value_type else "set"
 
-    def render(self, elements: Iterable[Element] = ()) -> str:
+    def render(self, elements: Iterable[Element] = (), counts: Counts | None = None) -> str:
         typeof = f"{self.key_type} : {self.value_type}" if self.value_type else self.key_type
         lines = [f"{self.kind} {self.name} {{", f"\ttype {typeof}"]
         if self.counter:
             lines.append("\tcounter")
-        if body := ",\n\t\t".join(map(str, elements)):
+        if body := ",\n\t\t".join(e.counted((counts or {}).get((self.name, e))) for e in elements):
             lines.append(f"\telements = {{\n\t\t{body}\n\t}}")
         return "\n".join([*lines, "}"])
 
 
 Elements = dict[str, dict[str, Element]]  # set or map name -> key -> element
+Counts = dict[tuple[str, Element], Count]  # of elements, each with the name of its map
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,19 +103,19 @@ class Table:
     def address(self) -> str:
         return f"{self.family} {self.name}"
 
-    def declaration(self) -> str:
+    def declaration(self, counts: Counts | None = None) -> str:
         """Give the table as `nft list` would: for people and documents."""
-        parts = [s.render(self.elements.get(s.name, {}).values()) for s in self.sets]
+        parts = [s.render(self.elements.get(s.name, {}).values(), counts) for s in self.sets]
         parts += [c.render() for c in self.chains]
         body = "\n".join(f"\t{line}" if line else "" for line in "\n\n".join(parts).split("\n"))
         return f"table {self.address} {{\n{body}\n}}\n"
 
-    def rebuild(self) -> str:
-        """Give a script that replaces whatever is there, in one transaction.
+    def rebuild(self, counts: Counts | None = None) -> str:
+        """Give a script that replaces whatever is there, in one transaction; elements go on counting from `counts`.
 
         The table is declared first so that its deletion cannot fail: nft 1.0.6 has no `destroy`.
         """
-        return f"add table {self.address}\ndelete table {self.address}\n{self.declaration()}"
+        return f"add table {self.address}\ndelete table {self.address}\n{self.declaration(counts)}"
 
     def digest(self) -> str:
         """Give a digest of the rules, which changes with every word of them."""
@@ -131,6 +140,7 @@ class Listing:
     chains: dict[str, tuple[str, ...]]
     elements: Elements
     fingerprint: str = field(default="", compare=False)
+    counts: Counts = field(default_factory=dict, compare=False)
 
 
 @dataclass(slots=True)
@@ -154,7 +164,7 @@ class Transaction:
         else:
             self.added.setdefault(name, {})[element.key] = element
 
-    def render(self) -> str:
+    def render(self, counts: Counts | None = None) -> str:
         """Give the script, deletions first: a key may change its value only so."""
         lines = [
             f"delete element {self.table} {name} {{ {', '.join(e.key for e in elements.values())} }}"
@@ -162,11 +172,15 @@ class Transaction:
             if elements
         ]
         lines += [
-            f"add element {self.table} {name} {{ {', '.join(map(str, elements.values()))} }}"
+            f"add element {self.table} {name} {{ {', '.join(_counted(name, elements, counts))} }}"
             for name, elements in self.added.items()
             if elements
         ]
         return "\n".join(lines) + "\n"
+
+
+def _counted(name: str, elements: dict[str, Element], counts: Counts | None) -> Iterable[str]:
+    return (element.counted((counts or {}).get((name, element))) for element in elements.values())
 
 
 def difference(

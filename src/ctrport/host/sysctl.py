@@ -49,7 +49,7 @@ def ensure(state: Path, name: str, value: str, *, why: str) -> bool:
     before = read(name)
     if before is None or before == value:
         return False
-    _remember(state, name, before)
+    forgotten = _remember(state, name, before)
     try:
         (PROC / name).write_text(value, "ascii")
     except OSError as error:
@@ -58,6 +58,8 @@ def ensure(state: Path, name: str, value: str, *, why: str) -> bool:
             hint=command(name, value),
         ) from error
     log.info("set %s from %s to %s: %s", spelled(name), before, value, why)
+    if forgotten is not None:
+        log.warning("flush cannot put %s back: its value could not be kept: %s", spelled(name), forgotten)
     return True
 
 
@@ -65,7 +67,7 @@ def changed(state: Path) -> dict[str, str]:
     """Give the settings that were changed and not put back yet, with their values from before."""
     try:
         return dict(json.loads((state / RECORD).read_text("utf-8")))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (OSError, ValueError):
         return {}
 
 
@@ -88,14 +90,19 @@ def restore(state: Path) -> list[str]:
     return done
 
 
-def _remember(state: Path, name: str, value: str) -> None:
+def _remember(state: Path, name: str, value: str) -> str | None:
+    """Keep a setting as it was; says why it could not be kept, which stops no port (a full disk)."""
     record = changed(state)
     if name not in record:
         record |= {other: old for other, old in _carried_along(name, value) if other not in record}
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = state / f".{RECORD}"
-        draft.write_text(json.dumps({**record, name: value}, indent=1) + "\n", "utf-8")
-        draft.rename(state / RECORD)
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft.write_text(json.dumps({**record, name: value}, indent=1) + "\n", "utf-8")
+            draft.rename(state / RECORD)
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def _carried_along(name: str, value: str) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ctrport.model.ports import PortMapping, Protocol
-    from ctrport.model.workload import Key
+    from ctrport.model.workload import Key, Pod
 
 IPAddress = IPv4Address | IPv6Address
 IPV6_LOOPBACK = IPv6Address("::1")  # no packet from it can leave the host: never in the kernel's maps, but relayed
@@ -34,6 +34,7 @@ class Binding:
     reason: str = ""
     ipv4: IPv4Address | None = None  # of the container, where the mapping serves IPv4
     ipv6: IPv6Address | None = None
+    pod: Pod | None = None  # that the owner is
 
     @property
     def families(self) -> tuple[int, ...]:

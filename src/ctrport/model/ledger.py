@@ -1,7 +1,8 @@
 """Who gets which host port.
 
 Theory of operation. Every request for a host port stands in one *bucket*, named by protocol and port. Within a
-bucket requests are served in the order of asking (`Workload.rank_of`); one that overlaps an earlier winner waits.
+bucket requests are served in the order in which they were asked for, which is their containers' creation unless
+`publish` came later; one that overlaps an earlier winner waits.
 Requests for a port of the host's choice (pools and automatic ones) are first given a port and then stand in
 that port's bucket like any other. A change touches the buckets of the container that changed and no others, so
 its cost does not grow with the number of containers.
@@ -14,17 +15,20 @@ is one that it does.
 from __future__ import annotations
 
 import bisect
-import itertools
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from ctrport.model.bindings import Binding, Change, Host, State, is_wildcard, socket_text
+from ctrport.model.bindings import Change, Host, State, is_wildcard, socket_text
 from ctrport.model.policy import Policy, within
 from ctrport.model.request import groups, request_of
+from ctrport.model.translated import Translated
+from ctrport.model.vacancies import Vacancies
+from ctrport.model.workload import title
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
-    from ctrport.model.bindings import Incumbent, Listener
+    from ctrport.model.bindings import Binding, Incumbent, Listener
     from ctrport.model.ports import PortMapping, Protocol
     from ctrport.model.request import Request
     from ctrport.model.workload import Key, Workload
@@ -50,6 +54,7 @@ class Ledger:
         self._changes: list[Change] = []
         self._listeners: dict[tuple[Protocol, int], list[Listener]] = {}
         self._taken: dict[tuple[Protocol, int], list[Listener]] = {}  # found by trying, and not among those
+        self._translated = Translated()
         self._incumbents = {who: set(ports) for who, ports in (incumbents or {}).items()}
         self._last_ports: dict[Key, dict[PortMapping, int]] = {}  # of floating requests, for a restarted task
         self.set_host(host or Host())
@@ -120,9 +125,12 @@ class Ledger:
             if identity not in new:
                 self._leave(request)
         self._requests[workload.key], self._workloads[workload.key] = new, workload
+        names = self._translated.put(workload.key, workload.host_ports if workload.endpoint else ())
+        self._dirty.update(dict.fromkeys(names))
         exact = {r.port for r in new.values() if not r.floating and r.port is not None}
         for identity, request in new.items():
-            if request.asked_at != (asked_at := workload.rank_of(request.mapping)):  # reserved, and now a container
+            asked_at = workload.rank_of(request.mapping)
+            if request.asked_at != asked_at:  # a reservation has become a container
                 self._rank(request, asked_at)
             if request.grant != grant:
                 request.regrant(grant)
@@ -137,6 +145,7 @@ class Ledger:
         self._workloads.pop(key, None)
         for request in self._requests.pop(key, {}).values():
             self._leave(request)
+        self._dirty.update(dict.fromkeys(self._translated.put(key, ())))
         self._last_ports.pop(key, None)
 
     def owners(self) -> tuple[Key, ...]:
@@ -152,8 +161,10 @@ class Ledger:
         self._judge()
         self._open.sort(key=lambda r: (r.mapping.host_port_pool is None, r.rank))
         waiting, self._open = self._open, []
+        vacancies: defaultdict[object, Vacancies] = defaultdict(Vacancies)  # nothing is given back meanwhile
         for group in groups([request for request in waiting if not self._refused(request)]):
-            self._assign(group)
+            alike = frozenset((r.mapping.protocol, r.mapping.host_ip, r.families, r.spans) for r in group)
+            self._assign(group, vacancies[group[0].mapping.host_port_pool is None, alike])
         self._judge()
         changes, self._changes = self._changes, []
         return changes
@@ -236,32 +247,30 @@ class Ledger:
 
     def _refused(self, request: Request) -> bool:
         """Leave a request without a port open if it can have none."""
-        refusal = request.refusal(self._host)
-        if refusal:
+        if refusal := request.refusal(self._host):
             self._open.append(request)
             self._report(request, State.REFUSED, refusal)
         return bool(refusal)
 
-    def _assign(self, group: list[Request]) -> None:
+    def _assign(self, group: list[Request], vacancies: Vacancies) -> None:
         """Give the first port that is free for the whole group, and allowed: that is the same for all of it."""
-        pool = group[0].mapping.host_port_pool
+        pool, spans = group[0].mapping.host_port_pool, group[0].spans
         low, high = pool or self._host.automatic
         start = low if pool else self._lowest_automatic  # what lies below may be free for other protocols, families
-        spans = group[0].spans
-        for port in itertools.chain(within(spans, start, high), within(spans, low, start - 1)):
-            if pool is None and port in self._host.reserved:
-                continue
-            if any(self._holder(r, port, self._bucket(r, port)) for r in group):
-                continue
-            for request in group:
-                request.port = port
-                self._enter(request)
-            if pool is None and port == self._lowest_automatic and is_wildcard(group[0].mapping.host_ip):
-                self._lowest_automatic = port + 1
-            return
-        self._open.extend(group)
+        allowed = [*within(spans, start, high), *within(spans, low, start - 1)]
+        port = vacancies.find(allowed, lambda port: self._is_free(group, port))
         for request in group:
-            self._report(request, State.WAITING, ALL_ALLOCATED)
+            request.port = port
+            self._enter(request)
+            if port is None:
+                self._report(request, State.WAITING, ALL_ALLOCATED)
+        if pool is None and port == self._lowest_automatic and is_wildcard(group[0].mapping.host_ip):
+            self._lowest_automatic = port + 1
+
+    def _is_free(self, group: list[Request], port: int) -> bool:
+        if group[0].mapping.host_port_pool is None and port in self._host.reserved:
+            return False
+        return not any(self._holder(r, port, self._bucket(r, port)) for r in group)
 
     def _bucket(self, request: Request, port: int) -> Iterable[Request]:
         """Give who stands in a port's bucket, but for those that are refused and will never be served there."""
@@ -273,27 +282,18 @@ class Ledger:
         protocol = request.mapping.protocol
         for other in earlier:
             if request.overlaps(other.mapping.host_ip, other.families):
-                return f"{socket_text(other.mapping.host_ip, port, protocol)} is held by container {other.owner}"
+                where = socket_text(other.mapping.host_ip, port, protocol)
+                return f"{where} is held by {title(other.owner, other.pod)}"
+        # Of two that translate a port the kernel heeds one, by an order that nobody promises: never be the second.
+        if reason := request.kept_by(self._translated.at(protocol, port)):
+            return reason
         # A published port is not lost to a program that starts to listen on it later: packets do not reach it.
         if port in self._incumbents.get(request.incumbent, ()):
             return ""
         served = request.port == port and request.binding and request.binding.state is State.ACTIVE
         listeners: list[Listener] = [] if served else self._listeners.get((protocol, port), [])
-        for listener in [*self._taken.get((protocol, port), []), *listeners]:
-            if request.overlaps(listener.address, listener.families):
-                return listener.reason()
-        return ""
+        return request.kept_by([*self._taken.get((protocol, port), []), *listeners])
 
     def _report(self, request: Request, state: State, reason: str = "") -> None:
-        new = Binding(
-            owner=request.owner,
-            mapping=request.mapping,
-            host_port=request.port,
-            state=state,
-            reason=reason,
-            ipv4=request.ipv4,
-            ipv6=request.ipv6,
-        )
-        if new != request.binding:
-            self._changes.append(Change(request.binding, new))
-            request.binding = new
+        if change := request.report(state, reason):
+            self._changes.append(change)

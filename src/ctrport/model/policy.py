@@ -195,10 +195,12 @@ class Policy:
         )
 
 
-def within(spans: Iterable[Span], low: int, high: int) -> Iterator[int]:
-    """Yield the ports of some spans that lie between two others, these included."""
+def within(spans: Iterable[Span], low: int, high: int) -> Iterator[Span]:
+    """Yield what of some spans lies between two ports, these included."""
     for span in spans:
-        yield from range(max(span.first, low), min(span.last, high) + 1)
+        first, last = max(span.first, low), min(span.last, high)
+        if first <= last:
+            yield Span(first, last)
 
 
 def _wanted(mapping: PortMapping, automatic: Span) -> Span:

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from ctrport.model.bindings import IPV6_LOOPBACK, Binding, Incumbent, host_families, is_wildcard
+from ctrport.model.bindings import IPV6_LOOPBACK, Binding, Change, Incumbent, host_families, is_wildcard
 from ctrport.model.policy import EVERYTHING, Span
 from ctrport.model.ports import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ctrport.model.bindings import Host, IPAddress
+    from ctrport.model.bindings import Host, IPAddress, Listener, State
     from ctrport.model.policy import Grant
     from ctrport.model.ports import PortMapping
-    from ctrport.model.workload import Key, Workload
+    from ctrport.model.workload import Key, Pod, Workload
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -31,6 +31,7 @@ class Request:
     port: int | None
     grant: Grant = EVERYTHING
     spans: tuple[Span, ...] = ()  # of host ports that the grant allows for this mapping
+    pod: Pod | None = None
     binding: Binding | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +83,27 @@ class Request:
         same_address = is_wildcard(mine) or is_wildcard(address) or mine == address
         return same_address and any(f in families for f in self.families)
 
+    def report(self, state: State, reason: str = "") -> Change | None:
+        """Take what has been decided; gives the change, None when it was so before."""
+        new = Binding(
+            owner=self.owner,
+            mapping=self.mapping,
+            host_port=self.port,
+            state=state,
+            reason=reason,
+            ipv4=self.ipv4,
+            ipv6=self.ipv6,
+            pod=self.pod,
+        )
+        if new == self.binding:
+            return None
+        change, self.binding = Change(self.binding, new), new
+        return change
+
+    def kept_by(self, listeners: Iterable[Listener]) -> str:
+        """Say who of these has what this request wants; empty when nobody does."""
+        return next((each.reason() for each in listeners if self.overlaps(each.address, each.families)), "")
+
 
 def request_of(workload: Workload, mapping: PortMapping, grant: Grant) -> Request:
     """Give the request that a workload makes by a mapping, in the families that the two have in common.
@@ -99,6 +121,7 @@ def request_of(workload: Workload, mapping: PortMapping, grant: Grant) -> Reques
         ipv6=endpoint.ipv6 if endpoint and not isinstance(host_ip, IPv4Address) else None,
         port=mapping.host_port,
         grant=grant,
+        pod=workload.pod,
     )
 
 

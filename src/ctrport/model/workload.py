@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
+    from ctrport.model.bindings import Listener
     from ctrport.model.ports import PortMapping, Protocol
 
 
@@ -40,6 +41,27 @@ class Status(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """A pod as Kubernetes names it: who a container belongs to, for people and for the policy."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """What a pod's pause container says of the pod's ports."""
+
+    pod: Pod | None = None  # None: no name and namespace that could be read
+    publish: str = ""  # the pod's annotation
+    host_network: bool = False
+    host_ports: tuple[PortMapping, ...] = ()  # published by the CNI plugin portmap
+    problem: str = ""  # why the metadata or the annotation could not be read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
     """What containerd knows of a container, decoded: its record and the publish request in it."""
 
@@ -53,6 +75,13 @@ class Container:
     host_network: bool = False  # the OCI spec names no network namespace at all
     snapshotter: str = ""
     snapshot_key: str = ""
+    sandbox: Sandbox | None = None  # of the pod whose pause container this is
+
+    @property
+    def name(self) -> str:
+        """What people call it: a pod by namespace and name, any other container by its id."""
+        pod = self.sandbox.pod if self.sandbox else None
+        return f"{pod.namespace}/{pod.name}" if pod else self.key.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,16 +103,6 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pod:
-    """The Kubernetes pod that a container belongs to, as the CRI plugin recorded it."""
-
-    namespace: str
-    name: str
-    uid: str = ""
-    labels: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """A container that asks for ports: the unit that host ports are given to."""
 
@@ -94,9 +113,15 @@ class Workload:
     exposed: tuple[tuple[int, Protocol], ...] | None = None  # the image's ports, where the annotation says `all`
     problems: tuple[str, ...] = ()  # specs that could not be read, each with its reason
     endpoint: Endpoint | None = None  # None: not running, or no address
-    pod: Pod | None = None  # None: a container of nobody's cluster
+    pod: Pod | None = None  # of Kubernetes; None: a container of nobody's cluster
     labels: tuple[tuple[str, str], ...] = ()  # of the container; its image's are among them
+    host_ports: tuple[Listener, ...] = ()  # that others translate to it: a pod's hostPorts
 
     def rank_of(self, mapping: PortMapping) -> int:
         """Give when a request was made, by which host ports are given out: nobody is overtaken by a later wish."""
         return max(self.created_at, self.asked_at.get(mapping, 0))
+
+
+def title(owner: Key, pod: Pod | None) -> str:
+    """Name a container to people; a pod by its own name, as the id of its pause container says nothing."""
+    return f"pod {pod.namespace}/{pod.name}" if pod else f"container {owner}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ class Firewalls:
         self._config = config
         self._links: Links | None = None
         self._told: list[Obstacle] = []
+        self._at_work = threading.Lock()  # passes and repairs come from several threads
 
     def ensure_once(self, links: Links) -> None:
         """Do as `ensure` when bridges or interfaces are others than the last time; costs nothing otherwise."""
@@ -44,8 +46,24 @@ class Firewalls:
 
     def ensure(self, links: Links) -> None:
         """Let what we forward pass; what still stands in its way is told once, and again after it was away."""
-        found = ensure(self._config, links)
-        self._links = links
+        with self._at_work:
+            found = ensure(self._config, links, [])
+            self._links = links
+            self._tell(found)
+
+    def mend(self, touched: Collection[str] | None) -> list[str]:
+        """Do it again where somebody has touched these tables (None: anything); gives what had to be mended.
+
+        Before the first `ensure` nothing is to be mended.
+        """
+        mended: list[str] = []
+        with self._at_work:
+            if self._links is not None:
+                found = ensure(self._config, self._links, mended, touched)
+                self._tell([*found, *(o for o in self._told if o not in found)] if touched is not None else found)
+        return mended
+
+    def _tell(self, found: list[Obstacle]) -> None:
         for obstacle in found:
             if obstacle not in self._told:
                 log.warning("%s", obstacle)
@@ -75,21 +93,33 @@ def _zoned(wanted: Passage) -> frozenset[str]:
     return wanted.bridges | wanted.internal if bridged else wanted.bridges
 
 
-def ensure(config: Config, links: Links) -> list[Obstacle]:
-    """Let what we forward pass other people's firewalls; gives what still stands in its way."""
+def ensure(
+    config: Config, links: Links, mended: list[str] | None = None, touched: Collection[str] | None = None
+) -> list[Obstacle]:
+    """Let what we forward pass other people's firewalls; gives what still stands in its way.
+
+    `touched` are the tables to look at ("ip filter"), LEGACY for all of iptables-legacy's; all there are if None.
+    What had to be written is added to `mended`.
+    """
     wanted = passage(config, links)
     if not wanted:
         return []
     found: list[Obstacle | None] = []
-    _attempt(found, "the operator's table", partial(hook.ensure, config.mark))
-    _attempt(found, "firewalld", partial(firewalld.ensure, config.firewalld_zone, _zoned(wanted)))
-    for chain in _forward_chains(found):
-        if chain.is_handwritten:
+    step = partial(_attempt, found, mended=mended)
+    chains = _forward_chains(found)
+    if touched is None or hook.ADDRESS in touched:
+        step(f"table {hook.ADDRESS}", partial(hook.ensure, config.mark))
+    if touched is None or any(table.endswith(" firewalld") for table in touched):
+        step("firewalld", partial(firewalld.ensure, config.firewalld_zone, _zoned(wanted)))
+    for chain in chains:
+        if chain.is_handwritten and (touched is None or f"{chain.family} {chain.table}" in touched):
             if config.adjust_nftables:
-                _attempt(found, f"nftables chain {chain}", partial(native.ensure, chain, wanted))
-            _attempt(found, f"nftables chain {chain}", partial(native.look, chain, wanted))
-    for table in iptables.filters(_forward_chains(found)):
-        _attempt(found, str(table), partial(iptables.ensure, table, wanted))
+                step(f"nftables chain {chain}", partial(native.ensure, chain, wanted))
+            step(f"nftables chain {chain}", partial(native.look, chain, wanted))
+    for table in iptables.filters(chains):
+        name = iptables.LEGACY if table.backend == iptables.LEGACY else f"{table.family} filter"
+        if touched is None or name in touched:
+            step(str(table), partial(iptables.ensure, table, wanted))
     return [obstacle for obstacle in dict.fromkeys(found) if obstacle is not None]
 
 
@@ -143,8 +173,13 @@ def _forward_chains(found: list[Obstacle | None]) -> list[native.BaseChain]:
     return chains
 
 
-def _attempt(found: list[Obstacle | None], where: str, step: Callable[[], object]) -> None:
-    """Take one step; what it finds or how it fails is an obstacle, and the next step is taken all the same."""
+def _attempt(
+    found: list[Obstacle | None], where: str, step: Callable[[], object], mended: list[str] | None = None
+) -> None:
+    """Take one step; what it finds or how it fails is an obstacle, and the next step is taken all the same.
+
+    A step that gives True has written something.
+    """
     try:
         result = step()
     except CtrportError as error:
@@ -155,3 +190,5 @@ def _attempt(found: list[Obstacle | None], where: str, step: Callable[[], object
         found.append(Obstacle(where=where, what=what, fix=("ctrport sync",), unread=True))
     else:
         found.append(result if isinstance(result, Obstacle) else None)
+        if result is True and mended is not None:
+            mended.append(where)

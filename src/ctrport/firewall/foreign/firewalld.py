@@ -93,15 +93,18 @@ def connected() -> Iterator[Firewalld | None]:
         yield firewalld if firewalld.runs_here() else None
 
 
-def ensure(zone: str, bridges: Collection[str]) -> None:
-    """Put bridges that are in no zone into this one."""
+def ensure(zone: str, bridges: Collection[str]) -> bool:
+    """Put bridges that are in no zone into this one; says whether there were any."""
+    found = False
     with connected() as firewalld:
         if firewalld is None or not zone:
-            return
+            return False
         for bridge in sorted(bridges):
             if firewalld.zone_of(bridge) == "":
                 firewalld.add(zone, bridge)
+                found = True
                 log.info("put %s into zone %s of firewalld, which would drop what containers send", bridge, zone)
+    return found
 
 
 def look(zone: str, bridges: Collection[str]) -> Obstacle | None:

@@ -123,8 +123,11 @@ def look(table: Filter, passage: Passage) -> Obstacle | None:
     return Obstacle(where=str(table), what=f"{where.by} drops forwarded packets", fix=("ctrport sync",))
 
 
-def ensure(table: Filter, passage: Passage) -> Obstacle | None:
-    """Let our packets pass where they are dropped, and take our chain away where nothing drops them any more."""
+def ensure(table: Filter, passage: Passage) -> Obstacle | bool:
+    """Let our packets pass where they are dropped, and take our chain away where nothing drops them any more.
+
+    Says whether anything had to be written.
+    """
     if table.program() is None:
         return _unreadable(table)
     where, script = _plan(table, passage)
@@ -134,7 +137,7 @@ def ensure(table: Filter, passage: Passage) -> Obstacle | None:
             log.info("took chain %s out of %s: it drops nothing of ours any more", OURS, table)
         else:
             log.info("chain %s lets our packets through %s: %s would drop them", OURS, table, where.by)
-    return None
+    return bool(script)
 
 
 def remove(table: Filter) -> bool:

@@ -110,8 +110,8 @@ def look(chain: BaseChain, passage: Passage) -> Obstacle | None:
     )
 
 
-def ensure(chain: BaseChain, passage: Passage) -> None:
-    """Let our packets pass a chain that drops them, in one transaction."""
+def ensure(chain: BaseChain, passage: Passage) -> bool:
+    """Let our packets pass a chain that drops them, in one transaction; says whether anything had to be written."""
     drop, old, commands = _plan(chain, passage)
     if drop is None:
         commands = []
@@ -122,6 +122,7 @@ def ensure(chain: BaseChain, passage: Passage) -> None:
     if script:
         programs.run("nft", "-f", "-", script="\n".join([*script, ""]))
         log.info("rules in nftables chain %s: %s", chain, "let our packets pass" if drop else "no longer needed")
+    return bool(script)
 
 
 def remove(chain: BaseChain) -> bool:

@@ -40,7 +40,7 @@ class Translations:
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
         self._seen: object = None
-        self._found: tuple[Listener, ...] = ()
+        self.found: tuple[Listener, ...] = ()
         self._told: list[str] = []
         self._rests_until = 0.0
 
@@ -54,7 +54,7 @@ class Translations:
         is_due = full or begun >= self._rests_until
         if (now != self._seen and is_due) or (full and iptables.legacy_families("nat")):
             failures: list[str] = []
-            self._found = tuple(dict.fromkeys(read(addresses, failures)))
+            self.found = tuple(dict.fromkeys(read(addresses, failures)))
             self._seen = now
             ended = time.monotonic()
             self._rests_until = ended + REST * (ended - begun) if ended - begun > SLOW else 0.0
@@ -62,7 +62,7 @@ class Translations:
                 if failure not in self._told:
                     log.warning("cannot see all that others translate: %s", failure)
             self._told = failures
-        return self._found
+        return self.found
 
 
 def read(addresses: Collection[IPAddress], failures: list[str]) -> Iterator[Listener]:

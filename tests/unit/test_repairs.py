@@ -1,0 +1,76 @@
+"""The memory of repairs: how fights are told from accidents."""
+
+from __future__ import annotations
+
+import pytest
+
+from ctrport.repairs import OFTEN, PAUSES, PEACE, Repairs
+
+
+class Clock:
+    """Time that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def repairs(clock: Clock) -> Repairs:
+    return Repairs(clock)
+
+
+def note(repairs: Repairs, thing: str = "table") -> None:
+    repairs.note(thing, "it was gone", "nft (pid 811)", 0.0071)
+
+
+def test_a_few_repairs_are_no_fight(repairs: Repairs, clock: Clock):
+    """What happens now and then is put right at once, however long that goes on."""
+    for _ in range(100):
+        note(repairs)
+        assert repairs.pause("table") == 0.0
+        clock.now += 3
+    assert repairs.to_json()["fighting"] == {}
+
+
+def test_a_fight(repairs: Repairs, clock: Clock, caplog: pytest.LogCaptureFixture):
+    """After some repairs at short intervals pauses begin, double, have a limit, and are told of once."""
+    for _ in range(OFTEN):
+        note(repairs)
+        clock.now += 0.1
+    assert repairs.pause("table") == 0.0
+    found = []
+    for _ in range(9):
+        note(repairs)
+        found.append(round(repairs.pause("table"), 3))
+        clock.now += found[-1] + 0.001
+        assert repairs.pause("table") == 0.0
+    assert found == [0.5, 1, 2, 4, 8, 16, 30, 30, PAUSES[1]]
+    (warning,) = [r.message for r in caplog.records if "again and again" in r.message]
+    assert warning.startswith("nft (pid 811) undoes again and again what published ports need (it was gone): ")
+    assert repairs.to_json()["fighting"] == {"table": "nft (pid 811)"}
+    assert repairs.pause("settings") == 0.0, "other things are no part of it"
+    clock.now += PEACE + 1
+    assert repairs.to_json()["fighting"] == {}
+    note(repairs)
+    assert repairs.pause("table") == 0.0
+
+
+def test_what_others_are_told(repairs: Repairs):
+    """The number of repairs and the last one, as plain data."""
+    assert repairs.to_json() == {"repairs": 0, "last_repair": None, "fighting": {}}
+    note(repairs)
+    told = repairs.to_json()
+    assert told["last_repair"].pop("at") > 0
+    assert told == {
+        "repairs": 1,
+        "last_repair": {"what": "it was gone", "process": "nft (pid 811)", "seconds": 0.007},
+        "fighting": {},
+    }
