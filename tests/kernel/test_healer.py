@@ -120,6 +120,7 @@ def test_nothing_can_be_followed(
     caplog: Log,
 ):
     """A monitor that fails is told once and tried again; what was missed meanwhile is found then."""
+    caplog.set_level("INFO")
     broken, tries = [True], itertools.count()
     made = heal.Monitor
 
