@@ -17,7 +17,7 @@ THRESHOLD = 50_000
 def program() -> NoReturn:
     """Run the program as a process of its own, which ends at once.
 
-    To take a thousand modules apart first costs 20 ms, and no command leaves anything to that.
+    To take all modules apart first costs 20 ms, and no command leaves anything to that.
     """
     gc.set_threshold(THRESHOLD)
     code: object = 0
