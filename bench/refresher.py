@@ -92,7 +92,7 @@ async def turn(changes: int, client: Answers, reconciler: Reconciler, nft: LibNf
             raise AssertionError("nothing was published")
         del client.there[key]
         found["unpublish"].append(await timed(reconciler, key))
-    with reconciler._kernel.generation.own():
+    with reconciler.kernel.generation.own():
         nft.apply("add table inet bench; add map inet bench m { type inet_service : ipv4_addr . inet_service; }")
     for _ in range(changes):
         begun = time.perf_counter()

@@ -177,9 +177,9 @@ def writer(lab: Lab, tmp_path: Path) -> Iterator[Writer]:
 
 
 def fail(writer: Writer, *failures: CtrportError) -> Failing:
-    nft = Failing(writer.reconciler._kernel.nft)
+    nft = Failing(writer.reconciler.kernel.nft)
     nft.failures = list(failures)
-    writer.reconciler._kernel.nft = nft  # type: ignore[assignment]
+    writer.reconciler.kernel.nft = nft  # type: ignore[assignment]
     return nft
 
 
