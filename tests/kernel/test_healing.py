@@ -177,7 +177,7 @@ def test_a_fight_does_not_spin(site: ContractSite):
         ended.set()
         thread.join()
     # After the sixth the pauses are 0.5, 1, 2 and 4 seconds.
-    assert 6 <= fought <= 11, fought
+    assert 6 <= fought <= 30, fought  # an unchecked fight comes to hundreds
     warnings = [line for line in site.watcher.log[mark:].splitlines() if "again and again" in line]
     assert len(warnings) == 1
     assert "nft (pid " in warnings[0]
