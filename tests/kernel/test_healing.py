@@ -176,8 +176,8 @@ def test_a_fight_does_not_spin(site: ContractSite):
     finally:
         ended.set()
         thread.join()
-    # After the sixth the pauses are 0.5, 1, 2 and 4 seconds.
-    assert 6 <= fought <= 11, fought
+    # After the sixth the pauses are 0.5, 1, 2 and 4 seconds; without them it would be a hundred.
+    assert 6 <= fought <= 30, fought
     warnings = [line for line in site.watcher.log[mark:].splitlines() if "again and again" in line]
     assert len(warnings) == 1
     assert "nft (pid " in warnings[0]
