@@ -35,6 +35,7 @@ E2E_TOOLS = {
     "busybox": "busybox-static",
     "redis-check-rdb": "redis-tools",
     "redis-cli": "redis-tools",
+    "mmdebstrap": "mmdebstrap",
 }
 NEEDS = {"kernel": KERNEL_TOOLS, "e2e": E2E_TOOLS}
 

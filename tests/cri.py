@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "k8s.io"
 PACKAGE = "ctrport.tests.cri"
-HOST_NETWORK = 2  # NamespaceMode NODE
+NODE = 2  # NamespaceMode: the host's
 READY = 0  # PodSandboxState SANDBOX_READY
 
 # Message -> "number type name"; "+" is a repeated field.
@@ -31,7 +31,7 @@ MESSAGES = {
     "Pair": ("1 string key", "2 string value"),
     "PodMetadata": ("1 string name", "2 string uid", "3 string namespace", "4 uint32 attempt"),
     "PortMapping": ("1 int32 protocol", "2 int32 container_port", "3 int32 host_port", "4 string host_ip"),
-    "NamespaceOption": ("1 int32 network",),
+    "NamespaceOption": ("1 int32 network", "2 int32 pid"),
     "SecurityContext": ("1 NamespaceOption namespace_options",),
     "LinuxPod": ("1 string cgroup_parent", "2 SecurityContext security_context"),
     "PodConfig": (
@@ -53,10 +53,23 @@ MESSAGES = {
     "ContainerMetadata": ("1 string name", "2 uint32 attempt"),
     "ContainerConfig": (
         *("1 ContainerMetadata metadata", "2 Image image", "3 +string command", "4 +string args"),
-        *("9 +Pair labels", "10 +Pair annotations"),
+        *("6 +Pair envs", "7 +Mount mounts", "9 +Pair labels", "10 +Pair annotations"),
+        *("11 string log_path", "15 LinuxContainer linux"),
     ),
+    "Mount": ("1 string container_path", "2 string host_path", "3 bool readonly"),
+    "LinuxContainer": ("2 Privileges security_context",),
+    "Privileges": (
+        *("1 Capabilities capabilities", "2 bool privileged", "3 NamespaceOption namespace_options"),
+        *("5 Number run_as_user", "7 bool readonly_rootfs", "11 bool no_new_privs", "15 SecurityProfile seccomp"),
+    ),
+    "Capabilities": ("1 +string add_capabilities", "2 +string drop_capabilities"),
+    "Number": ("1 int64 value",),
+    "SecurityProfile": ("1 int32 profile_type",),
     "CreateContainer": ("1 string pod_sandbox_id", "2 ContainerConfig config", "3 PodConfig sandbox_config"),
     "ContainerId": ("1 string container_id",),
+    "StopContainer": ("1 string container_id", "2 int64 timeout"),
+    "Exec": ("1 string container_id", "2 +string cmd", "3 int64 timeout"),
+    "ExecAnswer": ("1 bytes stdout", "2 bytes stderr", "3 int32 exit_code"),
     "StatusQuery": ("1 bool verbose",),
     "StatusAnswer": ("2 +Pair info",),
     "Nothing": (),
@@ -69,6 +82,9 @@ METHODS = {
     "ListPodSandbox": ("RuntimeService", "Nothing", "Pods"),
     "CreateContainer": ("RuntimeService", "CreateContainer", "ContainerId"),
     "StartContainer": ("RuntimeService", "ContainerId", "Nothing"),
+    "StopContainer": ("RuntimeService", "StopContainer", "Nothing"),
+    "RemoveContainer": ("RuntimeService", "ContainerId", "Nothing"),
+    "ExecSync": ("RuntimeService", "Exec", "ExecAnswer"),
     "ImageStatus": ("ImageService", "ImageStatus", "ImageStatusAnswer"),
     "Status": ("RuntimeService", "StatusQuery", "StatusAnswer"),
 }
@@ -78,7 +94,7 @@ def _build() -> dict[str, Any]:
     """Give the classes of MESSAGES by name."""
     scalars = {
         each: getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{each.upper()}")
-        for each in ("string", "int32", "uint32", "bool")
+        for each in ("string", "bytes", "int32", "int64", "uint32", "bool")
     }
     file = descriptor_pb2.FileDescriptorProto(name="ctrport/tests/cri.proto", package=PACKAGE, syntax="proto3")
     for name, fields in MESSAGES.items():
@@ -141,6 +157,14 @@ class Cri:
         )
         return invoke(TYPES[request](**fields), timeout=timeout, wait_for_ready=True)
 
+    def answers(self) -> bool:
+        """Say whether the service is there: after a start it reads its state first."""
+        try:
+            self.call("ListPodSandbox")
+        except grpc.RpcError:
+            return False
+        return True
+
     def wait_for_image(self, ref: str) -> None:
         """Wait until CRI knows an image that `ctr images import` brought into its namespace."""
         until(
@@ -157,10 +181,12 @@ class Cri:
         labels: Mapping[str, str] | None = None,
         ports: tuple[dict[str, Any], ...] = (),
         host_network: bool = False,
+        host_pid: bool = False,
         attempt: int = 0,
     ) -> Pod:
         """Run a pod's sandbox; `publish` is our annotation, `ports` are port mappings with hostPorts."""
         notes = {**({} if publish is None else {"ctrport.io/publish": publish}), **(annotations or {})}
+        modes = {**({"network": NODE} if host_network else {}), **({"pid": NODE} if host_pid else {})}
         config = TYPES["PodConfig"](
             metadata={
                 "name": name,
@@ -172,7 +198,8 @@ class Cri:
             port_mappings=ports,
             labels=_pairs(labels or {}),
             annotations=_pairs(notes),
-            linux={"security_context": {"namespace_options": {"network": HOST_NETWORK}}} if host_network else {},
+            log_directory=str(self._containerd.directory / "logs"),
+            linux={"security_context": {"namespace_options": modes}},
         )
         made = self.call("RunPodSandbox", config=config).pod_sandbox_id
         network = self.call("PodSandboxStatus", pod_sandbox_id=made).status.network
@@ -199,6 +226,10 @@ class Cri:
             args=args,
             **{kind: _pairs(pairs) for kind, pairs in notes.items()},
         )
+        return self.start(pod, config)
+
+    def start(self, pod: Pod, config: Any) -> str:
+        """Run a container in a pod from CRI's own description of it, and give its id."""
         made = self.call("CreateContainer", pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
         self.call("StartContainer", container_id=made.container_id)
         return str(made.container_id)

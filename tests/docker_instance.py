@@ -28,11 +28,12 @@ ELSEWHERE = (Path("/etc/docker/key.json"), Path("/run/docker/plugins"), Path("/r
 class Docker:
     """dockerd, and an image `web` that serves a page on port 80."""
 
-    def __init__(self, host: Netns) -> None:
+    def __init__(self, host: Netns, *, storage_driver: str = "vfs") -> None:
         self._host = host
+        self._storage_driver = storage_driver
         self._containerd = Containerd(host)
         self._directory = self._containerd.directory / "docker"
-        self._socket = f"unix://{self._directory}/d.sock"
+        self.address = f"unix://{self._directory}/d.sock"
         self._made = [path for path in ELSEWHERE if not path.exists()]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -63,10 +64,10 @@ class Docker:
         self._directory.mkdir()
         with (self._directory / "log").open("wb") as log:
             self._process = self._host.popen(
-                *("dockerd", "--host", self._socket, "--containerd", self._containerd.address),
+                *("dockerd", "--host", self.address, "--containerd", self._containerd.address),
                 *("--data-root", self._directory / "data", "--exec-root", self._directory / "exec"),
                 *("--pidfile", self._directory / "pid"),
-                *("--storage-driver", "vfs", "--oom-score-adjust", "0", "--bip", f"{SUBNET}.1/24"),
+                *("--storage-driver", self._storage_driver, "--oom-score-adjust", "0", "--bip", f"{SUBNET}.1/24"),
                 env=self._containerd.environment,
                 stdout=log,
                 stderr=log,
@@ -82,12 +83,19 @@ class Docker:
                 entry.size, entry.mode = len(content), mode
                 archive.addfile(entry, io.BytesIO(content))
         subprocess.run(
-            ["docker", "--host", self._socket, "import", "-", "web"],
+            ["docker", "--host", self.address, "import", "-", "web"],
             input=image.getvalue(),
             check=True,
             capture_output=True,
             timeout=60,
         )
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        if self._process is None:
+            raise AssertionError("dockerd is not running")
+        return self._process.pid
 
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
@@ -96,7 +104,7 @@ class Docker:
 
     def __call__(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one command of docker."""
-        return self._host.run("docker", "--host", self._socket, *arguments, check=check, timeout=60)
+        return self._host.run("docker", "--host", self.address, *arguments, check=check, timeout=60)
 
     def web(self, name: str, publish: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a container that serves the page, as `docker run -d -p` does."""

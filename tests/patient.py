@@ -17,6 +17,7 @@ class Patient:
     def __init__(self, cli: Cli) -> None:
         self.cli = cli
         self.host = cli.containerd.lab.host
+        self.passes_over = ""  # a finding that a test has made by itself
         self._programs = cli.directory / "bin"
         self._programs.mkdir()
         program = self._programs / "ctrport"
@@ -47,7 +48,7 @@ class Patient:
         said = self.doctor(**options)
         serious = any(finding["severity"] == "serious" for finding in said["findings"])
         assert said["code"] == int(serious)
-        return {finding["code"]: finding for finding in said["findings"]}
+        return {found["code"]: found for found in said["findings"] if found["code"] != self.passes_over}
 
     def mend(self, finding: dict[str, Any], **environment: str) -> None:
         """Run the lines of a fix, as somebody who pastes them."""

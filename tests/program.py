@@ -129,9 +129,14 @@ class Cli:
         return Netns.at(self.entry(name)["netns"], name)
 
     def execute(self, name: str, *command: str) -> str:
-        """Run a command in a running container and give what it prints."""
-        number = f"x{next(_exec_numbers)}"
-        return self.containerd.ctr("tasks", "exec", "--exec-id", number, name, *command)
+        """Run a command that prints something in a running container, and give it.
+
+        On a machine under load `ctr` sometimes comes too late for what a short process printed.
+        """
+        return until(
+            lambda: self.containerd.ctr("tasks", "exec", "--exec-id", f"x{next(_exec_numbers)}", name, *command),
+            what=f"the output of {' '.join(command)}",
+        )
 
     def spec(self, name: str) -> dict[str, Any]:
         """Give a container's OCI spec."""

@@ -1,6 +1,6 @@
 """`python -m ctrport`."""
 
-from ctrport.cli import main
+from ctrport.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

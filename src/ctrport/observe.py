@@ -1,4 +1,7 @@
-"""Looking without touching: what a writer would do, beside what the kernel holds."""
+"""Looking without touching: what a writer would do, beside what the kernel holds.
+
+Where a watcher runs it is asked, and what a writer consists of is not even imported.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ctrport.control import connect
-from ctrport.firewall import record, ruleset
-from ctrport.firewall.nft import LibNft
-from ctrport.firewall.table import difference
-from ctrport.model.bindings import State
-from ctrport.reconcile import Reconciler
-from ctrport.service import Service
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
     from ctrport.firewall.table import Listing, Table
+    from ctrport.reconcile import Reconciler
 
 UNAPPLIED = "not in the kernel: no watcher runs, ctrport sync applies it"
 
@@ -52,6 +50,16 @@ async def bindings(settings: Settings, client: Client) -> list[dict[str, Any]]:
             return list((await link.call("bindings"))["containers"])
     if settings.config_error is not None:
         raise settings.config_error
+    return await _looked_up(settings, client)
+
+
+async def _looked_up(settings: Settings, client: Client) -> list[dict[str, Any]]:
+    from ctrport.firewall import ruleset  # noqa: PLC0415 - see the module's docstring
+    from ctrport.firewall.nft import LibNft  # noqa: PLC0415
+    from ctrport.model.bindings import State  # noqa: PLC0415
+    from ctrport.reconcile import Reconciler  # noqa: PLC0415
+    from ctrport.service import Service  # noqa: PLC0415
+
     nft = LibNft()
     reconciler = Reconciler(settings.without_watcher(), client, nft)
     await reconciler.resync(apply=False)
@@ -75,12 +83,17 @@ async def configuration(settings: Settings) -> dict[str, Any] | None:
 
 async def tables(settings: Settings, client: Client) -> tuple[Table, Drift]:
     """Give the table that should be, and how the kernel differs from it."""
+    from ctrport.firewall.nft import LibNft  # noqa: PLC0415
+
     found = await look(settings, client, LibNft())
     return found.table, found.drift
 
 
 async def look(settings: Settings, client: Client, nft: Nft) -> Look:
     """Make the pass that a writer would make, and apply nothing."""
+    from ctrport.firewall import record  # noqa: PLC0415
+    from ctrport.reconcile import Reconciler  # noqa: PLC0415
+
     reconciler = Reconciler(settings, client, nft)
     await reconciler.resync(apply=False)
     table = reconciler.table()
@@ -93,6 +106,8 @@ async def look(settings: Settings, client: Client, nft: Nft) -> Look:
 
 def drift(table: Table, listing: Listing | None) -> Drift:
     """Compare rules by their comments and elements in full."""
+    from ctrport.firewall.table import difference  # noqa: PLC0415
+
     if listing is None:
         return Drift(missing=(f"table {table.address}",), surplus=())
     missing, surplus = [], []

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 class Session:
     """One client of a service: its operations, and what it has reserved and not released yet."""
 
+    watched = False  # for a command that is its own writer
+
     def __init__(self, service: Service) -> None:
         self._service = service
         self._reserved: set[Key] = set()

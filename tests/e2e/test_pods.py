@@ -29,6 +29,7 @@ DUAL_STACK = ("198.51.100.0/26", "2001:db8:a::/64")
 CONFIG = """
 [[policy.allow]]
 kubernetes_namespaces = ["*"]
+host_ports = [80, "1024-65535"]
 """
 
 # Some administrators have annotations copied into the OCI specs of a pod's containers, as runtimes ask for it.
@@ -41,11 +42,11 @@ COPIED = """
 
 
 @pytest.fixture(scope="module")
-def containerd() -> Iterator[LabContainerd]:
+def containerd(containerd_path: str | None) -> Iterator[LabContainerd]:
     """Give a containerd with CRI, its images, and a pod network of both families, on a lab's host."""
     with (
         Lab(forwarding=False) as lab,
-        LabContainerd(lab, cri=True, sandbox_image=PAUSE, config=COPIED) as instance,
+        LabContainerd(lab, path=containerd_path, cri=True, sandbox_image=PAUSE, config=COPIED) as instance,
         Cri(instance) as cri,
     ):
         for build, ref in ((pause_image, PAUSE), (web_image, WEB)):

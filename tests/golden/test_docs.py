@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctrport.firewall import ruleset
+from ctrport.model.mark import DEFAULT_MARK
 from golden.scenarios import DIRECTORY
 
 if TYPE_CHECKING:
@@ -50,4 +51,4 @@ def test_the_names_that_others_rely_on():
     """The table's address and the mark's bit stand in the page as they are in the program."""
     text = PAGE.read_text("utf-8")
     assert f"`{ruleset.ADDRESS}`" in text
-    assert f"`{ruleset.DEFAULT_MARK:#x}`" in text
+    assert f"`{DEFAULT_MARK:#x}`" in text

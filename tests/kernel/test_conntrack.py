@@ -136,7 +136,7 @@ def test_a_writer_that_was_killed_between_rules_and_flows(writer: Writer, monkey
             writer.end("a")
         assert say(talking) == "a"
         before = writer.reconciler
-        next_writer = Reconciler(before.settings, before._client, before.kernel.nft)
+        next_writer = Reconciler(before.settings, before.snapshot._client, before.kernel.nft)
         writer.wait(next_writer.resync())
         assert say(talking) is REFUSED
 

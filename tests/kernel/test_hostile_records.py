@@ -142,7 +142,7 @@ def test_the_table_is_what_the_valid_ones_ask(writer: Writer, foreign: str):
     numbers = itertools.count(1)
 
     async def passes(early: list[Key], late: dict[Key, Any], processes: dict[Key, Any]) -> None:
-        reconciler = Reconciler(writer.reconciler.settings, writer.reconciler._client, nft)
+        reconciler = Reconciler(writer.reconciler.settings, writer.reconciler.snapshot._client, nft)
         await reconciler.resync()
         fake.records.update(late)
         fake.processes.update(processes)

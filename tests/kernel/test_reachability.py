@@ -23,6 +23,7 @@ from ctrport.host import needs
 from ctrport.model import ports
 from ctrport.model.bindings import State
 from ctrport.model.ledger import Ledger
+from ctrport.model.mark import DEFAULT_MARK
 from ctrport.model.workload import Endpoint, Key, Workload
 from ctrport.network import attach, links, netns
 from ctrport.network.leases import Lease
@@ -645,7 +646,7 @@ def test_only_what_we_translated_has_our_mark(site: Site):
         other.ask()
         listed = site.host.run("conntrack", "-L", "-p", "tcp").stdout
     marks = {
-        word.partition("=")[2]: f" mark={ruleset.DEFAULT_MARK} " in line
+        word.partition("=")[2]: f" mark={DEFAULT_MARK} " in line
         for line in listed.splitlines()
         for word in [next(w for w in line.split() if w.startswith("dport="))]
     }

@@ -303,7 +303,7 @@ def test_who_was_served_keeps_the_port(writer: Writer, rules: Rules, caplog: pyt
         for reason in expected
     ]
     before = writer.reconciler
-    next_writer = Reconciler(before.settings, before._client, before.kernel.nft, Reservation())
+    next_writer = Reconciler(before.settings, before.snapshot._client, before.kernel.nft, Reservation())
     try:
         writer.wait(next_writer.resync())
         assert [str(b.state) for b in next_writer.bindings(writer.key("a"))] == ["active"]

@@ -1,15 +1,19 @@
-"""The systemd unit: what the daemon relies on, and what would break it without a word."""
+"""The systemd unit and the DaemonSet: what the daemon relies on, and what would break it without a word."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from ctrport import config
+from ctrport import __version__, config
 
-UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "ctrport.service"
+PACKAGING = Path(__file__).parents[2] / "packaging"
+UNIT = PACKAGING / "systemd" / "ctrport.service"
+KUBERNETES = PACKAGING / "kubernetes"
 
 # systemd.exec(5): each of these makes systemd run the service in a mount namespace of its own (some only with
 # certain values, which is not worth telling apart here).
@@ -125,3 +129,61 @@ def test_it_may_make_and_enter_network_namespaces_and_mount_them(service: dict[s
 def test_containers_outlive_it(service: dict[str, str]):
     """Nothing of a container is in the service's control group, and nothing runs when it stops."""
     assert not {"ExecStop", "ExecStopPost"} & set(service)
+
+
+@pytest.fixture(scope="module")
+def manifests() -> dict[str, dict[str, Any]]:
+    """Give what kustomize is told to apply, by kind."""
+    kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    found = [yaml.safe_load((KUBERNETES / name).read_text()) for name in kustomization["resources"]]
+    return {each["kind"]: each for each in (*found, kustomization)}
+
+
+@pytest.fixture(scope="module")
+def pod(manifests: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return dict(manifests["DaemonSet"]["spec"]["template"]["spec"])
+
+
+def test_the_manifests_name_each_other(manifests: dict[str, dict[str, Any]], pod: dict[str, Any]):
+    """Kustomize gives all of them one namespace; the DaemonSet has its service account and its ConfigMap."""
+    kustomization = manifests["Kustomization"]
+    assert set(manifests) == {"Namespace", "ServiceAccount", "DaemonSet", "Kustomization"}
+    assert kustomization["namespace"] == manifests["Namespace"]["metadata"]["name"]
+    assert pod["serviceAccountName"] == manifests["ServiceAccount"]["metadata"]["name"]
+    volumes = {each["name"]: each for each in pod["volumes"]}
+    (generated,) = kustomization["configMapGenerator"]
+    assert volumes["config"]["configMap"]["name"] == generated["name"]
+    (container,) = pod["containers"]
+    assert {each["name"] for each in container["volumeMounts"]} == set(volumes)
+
+
+def test_its_configuration_is_good_with_and_without_the_example(tmp_path: Path):
+    """As it comes pods may publish nothing; without the comment signs the example is a rule."""
+    path = KUBERNETES / "config.toml"
+    found = config.load(path, required=True)
+    assert (found.sysctl_directory, found.policy.allow) == (None, ())
+    lines = path.read_text().splitlines()
+    example = tmp_path / "config.toml"
+    example.write_text("\n".join(line.removeprefix("#") if line[:2] != "# " else line for line in lines))
+    assert len(config.load(example, required=True).policy.allow) == 1
+
+
+def test_the_pod_uses_the_default_places_and_this_version(pod: dict[str, Any]):
+    """So no option has to be given to a command in the pod, or to one on the node."""
+    (container,) = pod["containers"]
+    mounts = {each["mountPath"]: each.get("readOnly", False) for each in container["volumeMounts"]}
+    places = {Path(config.DEFAULT_ADDRESS).parent: True, config.DEFAULT_CONFIG.parent: True}
+    for place, read_only in {**places, config.DEFAULT_STATE: False}.items():
+        assert mounts[str(place)] is read_only
+    assert container["image"].endswith(f":{__version__}")
+
+
+def test_the_pod_cannot_ask_the_api_server(pod: dict[str, Any], manifests: dict[str, dict[str, Any]]):
+    """It has no token, and no role is bound to its account."""
+    assert pod["automountServiceAccountToken"] is False
+    assert manifests["ServiceAccount"]["automountServiceAccountToken"] is False
+
+
+def test_one_watcher_a_node(manifests: dict[str, dict[str, Any]]):
+    """The next one would not get the lock while the old one runs."""
+    assert manifests["DaemonSet"]["spec"]["updateStrategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ctrport.config.place import Place
 from ctrport.config.policy import policy
 from ctrport.errors import InputError
-from ctrport.firewall.ruleset import DEFAULT_MARK
+from ctrport.model.mark import DEFAULT_MARK
 from ctrport.model.policy import Policy
 
 if TYPE_CHECKING:

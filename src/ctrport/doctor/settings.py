@@ -34,14 +34,15 @@ def check(survey: Survey) -> Iterator[Finding]:
     for name, finding in (*_needed(survey), *_strict(survey)):
         wrong.append(name)
         yield finding
-    closed = [name for name in wrong if not os.access(sysctl.PROC / name, os.W_OK)]
+    place = sysctl.WRITABLE
+    closed = [name for name in wrong if not os.access(place / name, os.W_OK)]
     if closed and survey.privileged:
         yield Finding(
             code=Code.SYSCTL_READ_ONLY,
             severity=Severity.SERIOUS,
-            what=f"{sysctl.PROC} is read-only here: ctrport cannot set {', '.join(map(sysctl.spelled, closed))}",
+            what=f"{place} is read-only here: ctrport cannot set {', '.join(map(sysctl.spelled, closed))}",
             detail="in a container: set them on the machine, or start the container with a /proc/sys to write to",
-            fix=(f"mount -o remount,rw {sysctl.PROC}",),
+            fix=(f"mount -o remount,rw {place}",),
         )
 
 

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import socket
 import struct
+import threading
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ INFO_SIZE = 84  # struct ipt_getinfo: name[32], then hooks, number of entries an
 FAMILIES = {"ip": (socket.AF_INET, socket.IPPROTO_IP), "ip6": (socket.AF_INET6, socket.IPPROTO_IPV6)}
 _libc = ctypes.CDLL(None)
 _GENERIC = struct.Struct("!BBH")  # nfgenmsg
+# The socket that each thread asks by, in the namespace that the thread is in. It stays open: to close one that
+# nf_tables serves waits until what was deleted just before is freed (nft_rcv_nl_event), 10 ms and more.
+_asked = threading.local()
 
 
 class Generation:
@@ -72,13 +76,14 @@ class Generation:
 def read() -> int:
     """Give nf_tables' generation in this network namespace."""
     try:
-        with Netlink(NETLINK_NETFILTER) as netlink:
-            answer = netlink.ask(GET_GENERATION, _GENERIC.pack(socket.AF_UNSPEC, 0, 0))
+        netlink = _asked.__dict__.pop("netlink", None) or Netlink(NETLINK_NETFILTER)
+        answer = netlink.ask(GET_GENERATION, _GENERIC.pack(socket.AF_UNSPEC, 0, 0))
     except OSError as error:
         message = f"the kernel refused to tell the generation of its nftables rules: {error}"
         if error.errno == errno.EPERM:
             raise HostError(message, hint="run as root (CAP_NET_ADMIN)") from error
         raise KernelError(message, hint="modprobe nf_tables") from error
+    _asked.netlink = netlink  # not after a failure: an answer that comes late would be taken for the next one's
     return int.from_bytes(dict(attributes(answer, _GENERIC.size))[GENERATION_ID], "big")
 
 

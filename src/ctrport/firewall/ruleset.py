@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from ctrport.firewall.table import Chain, Element, Elements, Rule, Set, Table
 from ctrport.model.bindings import IPV6_LOOPBACK, Incumbent, State, is_wildcard
+from ctrport.model.mark import DEFAULT_MARK
 from ctrport.model.ports import Protocol
 from ctrport.model.workload import Key
 
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 FAMILY = "inet"
 TABLE = "ctrport"
 ADDRESS = f"{FAMILY} {TABLE}"
-# Bit 16. Taken by others: CNI 0x2000, kube-proxy 0x4000 and 0x8000, netavark 0x1000 and 0x2000, Calico 20-31.
-DEFAULT_MARK = 0x10000
 COMMENT_LIMIT = 128  # bytes, NFTNL_UDATA_COMMENT_MAXLEN of libnftnl
 
 PUBLISHED4, PUBLISHED6 = "published4", "published6"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PROC = Path("/proc/sys")
+# Settings are written here. In a container /proc/sys is read-only, and the host's may be mounted at another place.
+WRITABLE = Path(os.environ.get("CTRPORT_PROC_SYS", PROC))
 RECORD = "sysctl.json"
 IP_FORWARD = "net/ipv4/ip_forward"
 IP6_FORWARDING = "net/ipv6/conf/all/forwarding"
@@ -51,7 +54,7 @@ def ensure(state: Path, name: str, value: str, *, why: str) -> bool:
         return False
     forgotten = _remember(state, name, before)
     try:
-        (PROC / name).write_text(value, "ascii")
+        (WRITABLE / name).write_text(value, "ascii")
     except OSError as error:
         raise HostError(
             f"{spelled(name)} is {before}, and setting it to {value} failed: {error.strerror} ({why})",
@@ -81,7 +84,7 @@ def restore(state: Path) -> list[str]:
         now = read(name)
         if now is not None and now != value:
             try:
-                (PROC / name).write_text(value, "ascii")
+                (WRITABLE / name).write_text(value, "ascii")
             except OSError as error:
                 done.append(f"could not put back {spelled(name)} to {value}: {error.strerror}")
                 continue

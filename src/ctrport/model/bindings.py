@@ -113,7 +113,7 @@ def host_families(host_ip: IPAddress | None, ipv4: IPv4Address | None, ipv6: IPv
     Those of the addresses, as the kernel translates within a family. A relay does not: [::1] is IPv6 whatever the
     container has.
     """
-    if host_ip == IPV6_LOOPBACK:
+    if host_ip is not None and host_ip == IPV6_LOOPBACK:  # None would be compared by way of an exception
         return (6,) if ipv4 or ipv6 else ()
     return tuple(family for family, address in ((4, ipv4), (6, ipv6)) if address is not None)
 
