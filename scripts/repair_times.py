@@ -1,7 +1,7 @@
 # ruff: noqa: INP001, T201 - a script, which prints
 """Print how long a published port is away after what others do to the host: median and worst of several times.
 
-    sudo .venv/bin/python scripts/repair_times.py [--times 20] [--mappings 10000]
+    sudo .venv/bin/python scripts/repair_times.py [--times 20] [--mappings 10000] [--only reload]
 
 A figure is the time from the last new connection that was answered before to the first one afterwards, as a machine
 on the wire sees it; so it has the time in it that a probe takes, 2 to 5 ms, which is what a row without any loss
@@ -43,16 +43,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--mappings", type=int, default=0, help="so many more of one container, over both families")
+    parser.add_argument("--only", default="", help="rows with this word in their name")
     options = parser.parse_args()
     if options.mappings:
         last = 20000 + options.mappings - 1
         PUBLISHED["c2"] = f"20000-{last}:20000-{last}"
     print(f"{'':24} {'median':>9} {'worst':>9}   {options.times} times, {options.mappings} more mappings")
-    measure(None, ATTACKS, options.times)
-    if not options.mappings:
-        measure(Iptables, {"iptables -F, -t nat -F": flush_iptables}, options.times)
-        measure(UfwEnabled, {"ufw reload": None}, options.times)
-        measure(FirewalldEnabled, {"firewalld reload": None}, options.times)
+    rows: list[tuple[type[Firewall] | None, Mapping[str, Attack | None]]] = [
+        (None, ATTACKS),
+        (Iptables, {"iptables -F, -t nat -F": flush_iptables}),
+        (UfwEnabled, {"ufw reload": None}),
+        (FirewalldEnabled, {"firewalld reload": None}),
+    ]
+    for firewall, attacks in rows:
+        wanted = {name: attack for name, attack in attacks.items() if options.only in name}
+        if wanted:
+            measure(firewall, wanted, options.times)
 
 
 def measure(firewall: type[Firewall] | None, attacks: Mapping[str, Attack | None], times: int) -> None:

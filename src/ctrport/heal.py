@@ -129,7 +129,7 @@ class Healer:
     # ----------------------------------------------------------------------------------- others' firewalls
 
     async def _keep_firewalls(self) -> None:
-        rest = REST
+        rest, wrote = REST, False
         while True:
             waited = time.monotonic()
             await self._others.wait()
@@ -151,7 +151,9 @@ class Healer:
             if mended:
                 what = f"our part was missing in {', '.join(mended)}"
                 self._repairs.note(FIREWALLS, what, self._who(commits), taken)
-            rest = REST if mended else min(max(2 * rest, SHARE * taken), LONGEST_REST)
+            # What was just written is told too, and looked at once more for nothing: that is no reason to rest.
+            rest = REST if mended or wrote else min(max(2 * rest, SHARE * taken), LONGEST_REST)
+            wrote = bool(mended)
             await asyncio.sleep(rest)
 
     async def _keep_translations(self) -> None:
