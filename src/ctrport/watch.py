@@ -23,7 +23,7 @@ from ctrport.errors import ConflictError, CtrportError, HostError
 from ctrport.firewall.foreign import firewalld
 from ctrport.firewall.nft import LibNft
 from ctrport.heal import Healer
-from ctrport.host import lock
+from ctrport.host import lock, memory
 from ctrport.host.notify import notify
 from ctrport.host.relay import Relay
 from ctrport.host.reservation import Reservation
@@ -76,6 +76,7 @@ class Doubt:
 
 async def run(settings: Settings) -> None:
     """Watch until SIGTERM or SIGINT. ConflictError when another writer has the lock."""
+    memory.share()
     held = await _acquire(settings)
     fatal: CtrportError | None = None
     place = Place(settings.state, held)

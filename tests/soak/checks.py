@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from soak.wanted import Container, Mapping
     from soak.world import World
 
-# Whether the watcher notices by itself what others do to netfilter and to settings. If not, it is asked by `sync`.
-HEALS_BY_ITSELF = False
 PATIENCE = 20.0  # seconds for the kernel to hold what is wanted
 ANSWER_PATIENCE = 10.0  # seconds for a server to answer: a container's own may just be starting
 SILENT = 12  # unpublished ports asked at each quiet point
@@ -36,12 +34,8 @@ class Quiet:
     def compare(self) -> tuple[list[Container], list[Mapping]]:
         """Wait until the kernel holds what is wanted; what still differs then is a mismatch."""
         world, began = self._world, time.monotonic()
-        if not HEALS_BY_ITSELF:
-            said = world.cli("sync")
-            if said.returncode:
-                self.mismatches.append(f"sync: {said.stderr.strip()}")
         while True:
-            containers = wanted.read(world.containerd)
+            containers = wanted.read(world.containerd, world.published)
             granted = wanted.mappings(containers)
             found = self._differences(containers, granted)
             while found and time.monotonic() - began < PATIENCE:

@@ -141,6 +141,28 @@ def start(world: World, slot: Slot, _rng: Random) -> str:
     return _failure(world.ctr(slot, "tasks", "start", "--detach", slot.name))
 
 
+def start_ours(world: World, slot: Slot, _rng: Random) -> str:
+    return _failure(world.cli("--namespace", slot.namespace, "start", slot.name))
+
+
+def publish_more(world: World, slot: Slot, rng: Random) -> str:
+    spec = f"{slot.base + rng.randrange(6, 9)}:80"
+    result = world.cli("--namespace", slot.namespace, "publish", slot.name, spec)
+    if result.returncode == 0:
+        world.published.setdefault(slot.full_name, set()).add(spec)
+    return _failure(result)
+
+
+def unpublish(world: World, slot: Slot, rng: Random) -> str:
+    """Withdraw what was published live; a port more at first, so that there is one."""
+    wrong = publish_more(world, slot, rng)
+    for spec in sorted(world.published.get(slot.full_name, ())):
+        if wrong := wrong or _failure(world.cli("--namespace", slot.namespace, "unpublish", slot.name, spec)):
+            return wrong
+        world.published[slot.full_name].discard(spec)
+    return wrong
+
+
 def remove(world: World, slot: Slot, _rng: Random) -> str:
     result = world.cli("--namespace", slot.namespace, "rm", "-f", slot.name)
     world.answerer.end(slot.full_name)
@@ -180,6 +202,9 @@ OPERATIONS = (
     Operation("stop", 6, stop, on="running", leaves="stopped"),
     Operation("kill -9 of the task", 6, kill, on="running", leaves="stopped"),
     Operation("start again", 10, start, on="stopped", leaves="running"),
+    Operation("ctrport start", 4, start_ours, on="stopped", leaves="running", plain=False),
+    Operation("publish", 6, publish_more, on="running"),
+    Operation("unpublish", 5, unpublish, on="running"),
     Operation("rm -f, running", 3, remove, on="running", leaves="absent"),
     Operation("rm -f, stopped", 3, remove, on="stopped", leaves="absent"),
     Operation("pause and resume", 2, pause, on="running"),
@@ -195,7 +220,7 @@ def fits(operation: Operation, slot: Slot) -> bool:
     What was to run always and was stopped is kept stopped by containerd, which kills whoever starts it.
     """
     if operation.do is start and slot.kind == "always":
-        return False
+        return False  # `ctrport start` tells containerd first
     return operation.on in {"", slot.intended} and operation.plain in {None, slot.plain}
 
 

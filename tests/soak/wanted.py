@@ -64,25 +64,35 @@ class Mapping:
         )
 
 
-def read(containerd: Containerd) -> list[Container]:
-    """Give the live containers of all namespaces that ask for ports, the oldest first."""
+def read(containerd: Containerd, published: dict[str, set[str]]) -> list[Container]:
+    """Give the live containers of all namespaces that ask for ports, the oldest first.
+
+    `published` has the specs that `ctrport publish` has said to have added, by container.
+    """
     found: list[Container] = []
     with ThreadPoolExecutor(4) as pool:
         for namespace in containerd.namespaces():
             lines = containerd.ctr("-n", namespace, "tasks", "list").splitlines()[1:]
             tasks = {name: (int(pid), status) for name, pid, status in (line.split() for line in lines)}
             live = [name for name, (_, status) in tasks.items() if status in {"RUNNING", "PAUSED", "PAUSING"}]
-            for container in pool.map(lambda n, ns=namespace, t=tasks: _read(containerd, ns, n, *t[n]), live):
+            more = [published.get(f"{namespace}/{name}", set()) for name in live]
+            for container in pool.map(
+                lambda n, specs, ns=namespace, t=tasks: _read(containerd, ns, n, t[n], specs), live, more
+            ):
                 found += [container] if container else []
     return sorted(found, key=lambda container: container.created)
 
 
-def _read(containerd: Containerd, namespace: str, name: str, pid: int, status: str) -> Container | None:
+def _read(
+    containerd: Containerd, namespace: str, name: str, task: tuple[int, str], published: set[str]
+) -> Container | None:
+    pid, status = task
     said = containerd.ctr("-n", namespace, "containers", "info", name, check=False)
     if not said.startswith("{"):
         return None
     info: dict[str, Any] = json.loads(said)
-    publish = info["Spec"].get("annotations", {}).get("ctrport.io/publish", "")
+    annotation = info["Spec"].get("annotations", {}).get("ctrport.io/publish", "")
+    publish = " ".join([annotation, *sorted(published)]).strip(", ")
     inside = containerd.netns.run("nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-j", "addr", check=False).stdout
     if not publish or not inside:
         return None

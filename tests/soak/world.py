@@ -61,7 +61,7 @@ class World:
     """Everything that a soak needs, and its end."""
 
     def __init__(self) -> None:
-        self.failures: list[str] = []  # of operations, as they come
+        self.published: dict[str, set[str]] = {}  # specs that `ctrport publish` has added, by container
         self.slots = [Slot(number) for number in range(SLOTS)]
         self._stack = contextlib.ExitStack()
 
