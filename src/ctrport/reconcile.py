@@ -20,6 +20,7 @@ from ctrport.firewall.foreign.translations import Translations
 from ctrport.firewall.kernel import KernelTable
 from ctrport.firewall.ruleset import Links
 from ctrport.host import facts, needs
+from ctrport.model.bindings import State
 from ctrport.model.ledger import Ledger
 from ctrport.network import networks, proc
 from ctrport.snapshot import Snapshot
@@ -154,7 +155,8 @@ class Reconciler:
     async def _begin(self) -> None:
         """Read what of this host a reading of containers needs."""
         self.snapshot.routes = await asyncio.to_thread(proc.read)
-        self.snapshot.internal = self._links().internal
+        ours = networks.load_all(self.settings.root)
+        self.snapshot.internal = frozenset(n.bridge for n in ours if n.internal)
 
     def _put(self, keys: Iterable[Key]) -> None:
         """Put what was read into the ledger."""
@@ -176,8 +178,12 @@ class Reconciler:
     def _bindings(self) -> list[Binding]:
         return [b for key in self.ledger.owners() for b in self.ledger.bindings(key)] if self.ledger else []
 
+    def _serves(self, key: Key) -> bool:
+        return any(binding.state is State.ACTIVE for binding in self.bindings(key))
+
     def _links(self) -> Links:
-        workloads = (*self.snapshot.workloads.values(), *self.reserved.values())
+        """Give the bridges of our networks, and the interfaces towards containers that have a port."""
+        workloads = [w for w in (*self.snapshot.workloads.values(), *self.reserved.values()) if self._serves(w.key)]
         towards = {w.endpoint.interface for w in workloads if w.endpoint and w.endpoint.interface}
         for name in {n for n in towards if not ruleset.can_name(n)}:
             log.warning("interface %a cannot be named in nftables: a container behind it cannot reach itself", name)

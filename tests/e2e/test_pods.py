@@ -95,7 +95,7 @@ def cri(containerd: LabContainerd) -> Iterator[Cri]:
             cri.remove_all()
 
 
-def answers(lab: Lab, port: int, name: str, address: str = HOST, *, within: float = 3) -> None:
+def answers(lab: Lab, port: int, name: str, address: str = HOST, *, within: float = 15) -> None:
     """Wait until the pod of that name answers the remote."""
 
     def who() -> bool:
@@ -184,6 +184,54 @@ def test_host_network(ctrport: Cli, watcher: Watcher, cri: Cri, lab: Lab):
     web = cri.run("web", "80:80")  # nobody translates port 80 to the host itself
     with serve(web.netns, 80):
         answers(lab, 80, "web")
+
+
+PROTECTED = (22, 6443, 10250, 30000)
+NAMED = f"""
+[[policy.allow]]
+kubernetes_namespaces = ["shop"]
+host_ports = {list(PROTECTED)}
+
+[[policy.allow]]
+kubernetes_namespaces = ["lab"]
+"""
+
+
+def test_policy(ctrport: Cli, watcher: Watcher, cri: Cri, lab: Lab):
+    """What no rule allows, a protected port and a program's port: refused with reasons; on SIGHUP mapped."""
+    ctrport.config.write_text('[[policy.allow]]\nkubernetes_namespaces = ["shop"]\n')
+    watcher.signal(signal.SIGHUP)
+    until(lambda: "config.toml" in watcher.log, what="the reload")
+    program = serve(lab.host, 9090)
+    before = lab.host.run("nft", "--stateless", "list", "table", "inet", "ctrport").stdout
+    stranger = cri.run("stranger", "8080:80", namespace="lab")
+    greedy = cri.run("greedy", " ".join(f"{port}:80" for port in (*PROTECTED, 9090)))
+
+    def found() -> dict[int, tuple[str, str]]:
+        return {m[0]: m[1:] for pod in (stranger, greedy) for m in states(ctrport, pod)}
+
+    until(lambda: set(found()) == {8080, *PROTECTED, 9090}, what="all of them in ps")
+    said = found()
+    assert {port: state for port, (state, _) in said.items()} == {
+        8080: "refused",
+        **dict.fromkeys(PROTECTED, "refused"),
+        9090: "waiting",
+    }
+    assert all("[[policy.allow]]" in reason for port, (_, reason) in said.items() if port != 9090)
+    assert f"(pid {program.pid})" in said[9090][1]
+    assert lab.host.run("nft", "--stateless", "list", "table", "inet", "ctrport").stdout == before
+    for port in (8080, *PROTECTED):
+        is_refused(lab, port)
+    answers(lab, 9090, "host")
+    program.close()
+    ctrport.config.write_text(NAMED)
+    watcher.signal(signal.SIGHUP)
+    with serve(stranger.netns, 80), serve(greedy.netns, 80):
+        answers(lab, 8080, "stranger")
+        for port in PROTECTED:
+            answers(lab, port, "greedy")
+    # By name are allowed those four alone: the program's port is free now, and not this pod's.
+    assert found()[9090][0] == "refused"
 
 
 def test_a_host_port_that_came_first(ctrport: Cli, watcher: Watcher, cri: Cri, lab: Lab):
