@@ -43,6 +43,12 @@ def containerd(containerd_path: str | None) -> Iterator[LabContainerd]:
         yield instance
 
 
+@pytest.fixture
+def lab(containerd: LabContainerd) -> Lab:
+    """Give the host that containerd is on, and the machines around it."""
+    return containerd.lab
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(containerd: LabContainerd) -> Iterator[None]:
     """Fail a test that leaves containers, tasks or namespaces behind, and clean up after it."""
@@ -95,3 +101,18 @@ def watcher(ctrport: Cli) -> Iterator[Watcher]:
             except subprocess.TimeoutExpired:
                 watcher.kill()
                 pytest.fail(f"ctrport watch did not end on SIGTERM:\n{watcher.log}")
+
+
+@pytest.fixture(params=["watched", "alone"])
+def program(request: pytest.FixtureRequest, ctrport: Cli) -> Cli:
+    """Give the program once beside a running watcher and once without one."""
+    if request.param == "watched":
+        request.getfixturevalue("watcher")
+    return ctrport
+
+
+@pytest.fixture
+def watched(ctrport: Cli, watcher: Watcher) -> Cli:
+    """Give the program beside a running watcher."""
+    assert watcher.running
+    return ctrport

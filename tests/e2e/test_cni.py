@@ -13,18 +13,12 @@ from lab import REFUSED, http_get, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from containerd_instance import LabContainerd
     from lab import Lab
     from program import Cli, Watcher
 
 PAGE = "It works!\n"
 HOST = "192.0.2.1"
 ADDRESSES = ["198.51.100.2", "2001:db8:a::2"]
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
 
 
 @pytest.fixture

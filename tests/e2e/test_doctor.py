@@ -19,17 +19,11 @@ from patient import Patient
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from containerd_instance import LabContainerd
     from lab import Lab
     from program import Cli, Watcher
 
 PAGE = "It works!\n"
 HOST = "192.0.2.1"
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
 
 
 @pytest.fixture

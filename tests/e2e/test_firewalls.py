@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from lab import TIMEOUT, http_get, until
 
 if TYPE_CHECKING:
-    from containerd_instance import LabContainerd
     from lab import Lab
     from program import Cli, Watcher
 
 PAGE = "It works!\n"
 HOST = "192.0.2.1"
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
 
 
 def test_a_published_port_answers_behind_iptables_at_once(ctrport: Cli, watcher: Watcher, lab: Lab):

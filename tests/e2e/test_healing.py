@@ -6,21 +6,13 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-import pytest
-
 from lab import http_get, until
 
 if TYPE_CHECKING:
-    from containerd_instance import LabContainerd
     from lab import Lab
     from program import Cli, Watcher
 
 PAGE = "It works!\n"
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
 
 
 def answers(lab: Lab, *ports: int, within: float = 10.0) -> None:

@@ -10,28 +10,12 @@ import pytest
 from lab import REFUSED, TIMEOUT, UNREACHABLE, ask, http_get, serve, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from containerd_instance import LabContainerd
     from lab import Lab, Netns
     from program import Cli, Watcher
 
 PAGE = "It works!\n"
 HOST = "192.0.2.1"
 SLEEP = ("sleep", "600")
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
-
-
-@pytest.fixture(params=["watched", "alone"])
-def program(request: pytest.FixtureRequest, ctrport: Cli) -> Iterator[Cli]:
-    """Give the program once beside a running watcher and once without one."""
-    if request.param == "watched":
-        request.getfixturevalue("watcher")
-    return ctrport
 
 
 def answers(ns: Netns, address: str, port: int) -> None:

@@ -74,11 +74,6 @@ def connect_pods(cri: Cri, containerd: LabContainerd, name: str, *subnets: str) 
 
 
 @pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
-
-
-@pytest.fixture
 def ctrport(ctrport: Cli) -> Cli:
     """Give the program, told what every watcher here is told."""
     ctrport.config.write_text(CONFIG)

@@ -10,7 +10,6 @@ import pytest
 from lab import REFUSED, Failure, http_get, until
 
 if TYPE_CHECKING:
-    from containerd_instance import LabContainerd
     from lab import Lab
     from program import Cli, Watcher
 
@@ -21,11 +20,6 @@ REASON = (
     'policy: containerd namespace "default" may not publish on host port 8080; allowed: 8081; to allow it, '
     'in config.toml: [[policy.allow]] containerd_namespaces = ["default"], host_ports = [8080]'
 )
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
 
 
 def page(lab: Lab, port: int) -> str | Failure:

@@ -22,10 +22,8 @@ from images import busybox_image
 from lab import REFUSED, Failure, connect, http_get, serve, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from containerd_instance import LabContainerd
     from lab import Lab
     from program import Cli, Watcher
 
@@ -48,26 +46,6 @@ mount -t overlay overlay -o lowerdir=/etc,upperdir=/opt/upper,workdir=/opt/work 
 shift
 exec "$@"
 """
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
-
-
-@pytest.fixture(params=["watched", "alone"])
-def program(request: pytest.FixtureRequest, ctrport: Cli) -> Iterator[Cli]:
-    """Give the program once beside a running watcher and once without one."""
-    if request.param == "watched":
-        request.getfixturevalue("watcher")
-    return ctrport
-
-
-@pytest.fixture
-def watched(ctrport: Cli, watcher: Watcher) -> Cli:
-    """Give the program beside a running watcher."""
-    assert watcher.running
-    return ctrport
 
 
 def page(lab: Lab, port: int) -> str | Failure:

@@ -9,16 +9,10 @@ import pytest
 from lab import REFUSED, RESET, connect, exchange, http_get, until
 
 if TYPE_CHECKING:
-    from containerd_instance import LabContainerd
     from lab import Failure, Lab
     from program import Cli, Watcher
 
 PAGE = "It works!\n"
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
 
 
 @pytest.fixture

@@ -15,9 +15,6 @@ from images import busybox_image
 from lab import REFUSED, Failure, ask, http_get, serve, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from containerd_instance import LabContainerd
     from lab import Lab, Netns
     from program import Cli, Watcher
 
@@ -31,26 +28,6 @@ UNWATCHED = (
     "ctrport: warning: no watcher runs: the ports are published now, but not kept up when the container restarts, "
     "ends or the firewall is reloaded (systemctl start ctrport)\n"
 )
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
-
-
-@pytest.fixture(params=["watched", "alone"])
-def program(request: pytest.FixtureRequest, ctrport: Cli) -> Iterator[Cli]:
-    """Give the program once beside a running watcher and once without one."""
-    if request.param == "watched":
-        request.getfixturevalue("watcher")
-    return ctrport
-
-
-@pytest.fixture
-def watched(ctrport: Cli, watcher: Watcher) -> Cli:
-    """Give the program beside a running watcher."""
-    assert watcher.running
-    return ctrport
 
 
 def answers(ns: Netns, address: str, port: int, *, within: float = 3.0) -> str | Failure:

@@ -16,7 +16,6 @@ from lab import http_get, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from containerd_instance import LabContainerd
     from lab import Lab
     from program import Cli, Watcher
 
@@ -24,11 +23,6 @@ PAGE = "It works!\n"
 HOST = "192.0.2.1"
 UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "ctrport.service"
 NOBODY = 65534
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
 
 
 def capabilities() -> list[str]:

@@ -8,32 +8,16 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-import pytest
-
 from lab import REFUSED, Failure, http_get, serve, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import pytest
 
-    from containerd_instance import LabContainerd
     from lab import Lab
     from program import Cli, Watcher
 
 PAGE = "It works!\n"
 HOST = "192.0.2.1"
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
-
-
-@pytest.fixture(params=["watched", "alone"])
-def program(request: pytest.FixtureRequest, ctrport: Cli) -> Iterator[Cli]:
-    """Give the program once beside a running watcher and once without one."""
-    if request.param == "watched":
-        request.getfixturevalue("watcher")
-    return ctrport
 
 
 def page(lab: Lab, port: int) -> str | Failure:

@@ -17,18 +17,12 @@ from ctrport.host import lock
 from lab import REFUSED, Failure, http_get, serve, until
 
 if TYPE_CHECKING:
-    from containerd_instance import LabContainerd
     from lab import Lab
     from program import Cli, Watcher
 
 PAGE = "It works!\n"
 HOST = "192.0.2.1"
 SLEEP = ("sleep", "600")
-
-
-@pytest.fixture
-def lab(containerd: LabContainerd) -> Lab:
-    return containerd.lab
 
 
 def page(lab: Lab, port: int) -> str | Failure:
