@@ -1,13 +1,11 @@
-"""The program with an nft that fails as often as a file beside the state directory says, or a clock that jumps.
+"""The program with an nft that fails as often as a file beside the state directory says.
 
-failing_nft.py [jumping] ARGUMENTS OF ctrport
+failing_nft.py ARGUMENTS OF ctrport
 """
 
 from __future__ import annotations
 
-import random
 import sys
-import time
 from pathlib import Path
 
 from ctrport import watch
@@ -30,8 +28,4 @@ class FailingNft(LibNft):
 
 if __name__ == "__main__":
     watch.LibNft = FailingNft  # type: ignore[misc]
-    if "jumping" in sys.argv[:2]:
-        sys.argv.remove("jumping")
-        real = time.time
-        time.time = lambda: real() + random.choice((-86400, 0, 86400, 10**9))
     main()

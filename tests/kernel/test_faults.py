@@ -6,8 +6,6 @@ the program.
 
 from __future__ import annotations
 
-import itertools
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -238,15 +236,3 @@ def test_the_watcher_tries_again(stage: Stage):
     assert pauses
     assert "Device or resource busy" in stage.log
     assert watcher.poll() is None
-
-
-def test_a_clock_that_jumps(stage: Stage):
-    """Pauses and deadlines are counted by a clock that nobody can set: a jump of the wall clock changes nothing."""
-    stage.watch(program=(str(FAILING_NFT), "jumping"), config="resync_seconds = 0.5\n")
-    for number in itertools.count():
-        start(stage, f"c{number}", f"{8000 + number}:{ECHO_PORT}")
-        assert right(stage)
-        if number == 3:
-            break
-        time.sleep(0.3)
-    assert all(echoes(stage, 8000 + n) for n in range(4))

@@ -170,6 +170,7 @@ async def _entry(settings: Settings, name: str) -> dict[str, Any]:
 
     async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
         key = await find(settings, client, name)
+        await client.container(key)  # or say that there is none
         for entry in await bindings(settings, client):
             if Key(entry["namespace"], entry["id"]) == key:
                 return entry
@@ -242,10 +243,10 @@ def _asked(mapping: dict[str, Any]) -> str:
 
 
 async def find(settings: Settings, client: Client, name: str) -> Key:
-    """Give the container of a name: a pod's pause container by NAMESPACE/NAME. Raises NotFoundError."""
-    # A slash stands in no container's id, and in every pod's name.
-    found = await (client.pod(name) if "/" in name else client.container(key_of(settings, name)))
-    return found.key
+    """Give the container of a name: a pod's pause container by NAMESPACE/NAME, or NotFoundError."""
+    if "/" in name:  # in no container's id, and in every pod's name
+        return (await client.pod(name)).key
+    return key_of(settings, name)
 
 
 def key_of(settings: Settings, name: str) -> Key:
