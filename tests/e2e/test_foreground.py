@@ -198,6 +198,18 @@ def test_a_terminal(ctrport: Cli, terminals: list[Terminal]):
     assert said == ["/dev/pts/0", "40 101", "hello", "got hello", "^CINT"]
 
 
+def test_a_signal_with_a_terminal(ctrport: Cli, terminals: list[Terminal]):
+    """With -it too, a signal sent to ctrport reaches the container: ctr itself would end and leave it behind."""
+    name = ctrport.containerd.unique("fg")
+    terminal = Terminal(ctrport, "run", "-it", "--rm", "--name", name, ctrport.containerd.image, "sh", "-c", TRAPS)
+    terminals.append(terminal)
+    terminal.expect("ready")
+    terminal.process.send_signal(signal.SIGTERM)
+    terminal.expect("TERM")
+    terminal.process.send_signal(signal.SIGUSR1)
+    assert terminal.wait() == 7
+
+
 @pytest.mark.parametrize("whom", ["process", "group"])
 def test_ctrl_c_before_the_container_runs(ctrport: Cli, whom: str):
     """Ctrl-C at any moment of a run leaves a container that runs, or nothing at all."""

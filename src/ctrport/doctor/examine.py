@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.doctor.survey import Survey
 
+
+def _watcher(survey: Survey) -> Iterable[Finding]:
+    return watcher.check(survey.watcher, survey.settings, containerd_answers=survey.containerd_error is None)
+
+
 CHECKS: tuple[tuple[str, Callable[[Survey], Iterable[Finding]]], ...] = (
     ("kernel and nftables", kernel.check),
-    ("the watcher", lambda survey: watcher.check(survey.watcher, survey.settings)),
+    ("the watcher", _watcher),
     ("kernel settings", settings.check),
     ("other people's firewalls", firewalls.check),
     ("mappings and listeners", mappings.check),

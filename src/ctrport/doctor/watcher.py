@@ -95,8 +95,8 @@ async def _ask(settings: Settings) -> Watcher:
     )
 
 
-def check(watcher: Watcher, settings: Settings) -> Iterator[Finding]:
-    """Say what is wrong with the watcher."""
+def check(watcher: Watcher, settings: Settings, *, containerd_answers: bool) -> Iterator[Finding]:
+    """Say what is wrong with the watcher. What follows from a containerd that is away is not said once more."""
     who = f"pid {watcher.pid}" if watcher.pid else "its process is not known"
     if watcher.state is State.ABSENT:
         left = (settings.state / SOCKET).exists()
@@ -130,6 +130,8 @@ def check(watcher: Watcher, settings: Settings) -> Iterator[Finding]:
         )
     elif watcher.answers:
         yield from _behind(watcher, settings)
+        if containerd_answers:
+            yield from _uncertain(watcher, settings)
         for thing, process in watcher.fighting.items():
             yield Finding(
                 code=Code.UNDONE,
@@ -154,6 +156,9 @@ def _behind(watcher: Watcher, settings: Settings) -> Iterator[Finding]:
             detail=f"last full pass: {clock if watcher.last_resync else 'never'}",
             fix=(JOURNAL, "ctrport sync"),
         )
+
+
+def _uncertain(watcher: Watcher, settings: Settings) -> Iterator[Finding]:
     if watcher.uncertain:
         names = [f"{namespace}/{name}" for namespace, name in watcher.uncertain]
         yield Finding(

@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, TextIO
 
-from ctrport.errors import CtrportError
+from ctrport.errors import CtrportError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 POLL = 0.005  # seconds between looks at a task that starts
 # Docker's exit codes for what a container could not do, and runc's words for it.
 RUN_FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+START_PATIENCE = 10.0  # seconds that a signal waits for a task that starts, before it ends the start
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 
 
 class RunError(CtrportError):
@@ -88,6 +88,8 @@ class Task:
         self._pid_file = pid_file  # ctr writes it when the task is created
         self._process: asyncio.subprocess.Process | None = None
         self._relay: asyncio.Task[None] | None = None
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._passing: asyncio.Task[None] | None = None
         self._said = bytearray()  # ctr's error output until the task runs
         self._runs = False
 
@@ -101,23 +103,33 @@ class Task:
         log.debug("%s", shlex.join(self._command))
         # Input that ends before the task runs is never closed by ctr 1.6, and a `cat` would wait for ever: so
         # input goes through a pipe that is fed, or closed, only once the task runs. A terminal has no such end.
+        # ctr passes signals on only some time after the task runs, and none with a terminal; until then they end
+        # it and leave the container behind. So it gets none: without a terminal it is out of Ctrl-C's reach, and what
+        # we get goes to containerd.
+        loop = asyncio.get_running_loop()
+        for number in FORWARDED:
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=None if tty else asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            process_group=None if tty else 0,
         )
-        loop = asyncio.get_running_loop()
-        for number in FORWARDED:
-            loop.add_signal_handler(number, self._forward, number)
         self._relay = asyncio.create_task(self._relay_errors(self._process))
+        interrupted = None
         while not await self._is_live():
             if self._process.returncode is not None:
                 await self._relay
                 if not self._pid_file.exists():
                     raise RunError(tried, self._said.decode("utf-8", "replace"))
                 break  # it ran and ended between two looks
+            if not self._signals.empty():
+                interrupted = interrupted or loop.time()
+                if loop.time() > interrupted + START_PATIENCE:
+                    raise RunError(tried, f"it does not start, and {self._signals.get_nowait().name} came")
             await asyncio.sleep(POLL)
         self._runs = True
+        self._passing = asyncio.create_task(self._pass_signals())
         self._write_errors(bytes(self._said))
         if self._process.stdin is not None:
             if interactive:
@@ -128,6 +140,8 @@ class Task:
         """Wait for the container's end; gives its exit code as ctr does."""
         assert self._process is not None  # noqa: S101 - only a foreground task is waited for
         code = await self._process.wait()
+        if self._passing is not None:
+            self._passing.cancel()
         if self._relay is not None:
             await self._relay
         return code if code >= 0 else 128 - code
@@ -158,16 +172,16 @@ class Task:
         sys.stderr.buffer.write(chunk)
         sys.stderr.buffer.flush()
 
-    def _forward(self, number: signal.Signals) -> None:
-        """Hand a signal on to ctr, which hands it to the container.
-
-        What the terminal sends on a key press goes to every process of its foreground group, ctr among them: to
-        forward it too would make two of one.
-        """
-        if number in FROM_TERMINAL and _in_foreground():
-            return
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
+    async def _pass_signals(self) -> None:
+        """Hand the signals that come to the container, in their order."""
+        while True:
+            number = await self._signals.get()
+            try:
+                await self._client.kill(self._key, number)
+            except NotFoundError:  # it has ended already
+                return
+            except CtrportError as error:
+                log.warning("%s", error.message)
 
 
 def _feed(pipe: asyncio.StreamWriter) -> None:
@@ -186,14 +200,3 @@ def _feed(pipe: asyncio.StreamWriter) -> None:
             os.close(target)
 
     threading.Thread(target=copy, name="ctrport-stdin", daemon=True).start()
-
-
-def _in_foreground() -> bool:
-    try:
-        descriptor = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:  # no controlling terminal
-        return False
-    try:
-        return os.tcgetpgrp(descriptor) == os.getpgrp()
-    finally:
-        os.close(descriptor)
