@@ -104,7 +104,7 @@ class Task:
         # Input that ends before the task runs is never closed by ctr 1.6, and a `cat` would wait for ever: so
         # input goes through a pipe that is fed, or closed, only once the task runs. A terminal has no such end.
         # ctr passes signals on only some time after the task runs, and none with a terminal; until then they end
-        # it and leave the container behind. So it gets none: without a terminal it is out of Ctrl-C's reach, and what
+        # it and leave the container behind. So it gets none: without a terminal Ctrl-C does not reach it, and what
         # we get goes to containerd.
         loop = asyncio.get_running_loop()
         for number in FORWARDED:
