@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ctrport.errors import KernelError
-from ctrport.firewall import conntrack, damage, handles, record, ruleset
+from ctrport.firewall import conntrack, contents, damage, handles, record, ruleset
 from ctrport.firewall.generation import Generation
 from ctrport.firewall.table import Transaction, difference
 
@@ -124,7 +124,7 @@ class KernelTable:
         """
         with self._at_work:
             self.elements = table.elements
-            if not listed and (found := self.nft.listing()) is not None:
+            if not listed and (found := contents.read()) is not None:
                 self._remember(found.counts)
             for _ in range(TRIES):
                 with self.generation.own():
@@ -146,18 +146,21 @@ class KernelTable:
                 return None
             table = ruleset.whole(self.elements, self._settings.config.mark)
             now = handles.read(ruleset.ADDRESS)
-            if now is None:
+            found = contents.read() if now is not None else None
+            if found is not None:
+                self._remember(found.counts)
+            if found is None or now != self._rules or self._is_rewritten(commits, table):
                 self.rebuild(table, listed=True)
-                return damage.GONE
-            listing = self.nft.listing()
-            if listing is not None:
-                self._remember(listing.counts)
-            if listing is None or now != self._rules or not record.fits(self._record, table, listing):
-                self.rebuild(table, listed=True)
-                return damage.rules(listing, table)
-            transaction = difference(listing.elements, table.elements, table.address)
+                return damage.rules(found, table) if now is not None else damage.GONE
+            transaction = difference(found.elements, table.elements, table.address)
             self.commit(transaction)
             return damage.elements(transaction) if transaction else None
+
+    def _is_rewritten(self, commits: Collection[Commit], table: Table) -> bool:
+        """Say whether a rule was replaced in place. Only a listing tells, a slow one; not for elements alone."""
+        if not any(commit.generation == 0 or table.address in commit.reshaped for commit in commits):
+            return False
+        return not record.fits(self._record, table, self.nft.listing(elements=False))
 
     def forget_stale(self, ports: set[int] | None) -> None:
         """Delete UDP flows that the rules, as they now are, would send elsewhere; None for any port."""
