@@ -122,6 +122,7 @@ def drift(table: Table, listing: Listing | None) -> Drift:
             surplus.append(f"chain {name}")
         elif want != have and sorted(want) == sorted(have):
             surplus.append(f"chain {name}: rules in another order")
+    surplus += [f"set {name}" for name in listing.elements if name not in wanted.elements]
     changes = difference(listing.elements, table.elements, table.address)
     for lines, elements in ((surplus, changes.deleted), (missing, changes.added)):
         lines += [f"{name}: {element}" for name, found in elements.items() for element in found.values()]

@@ -277,7 +277,7 @@ GUARD = (
         (
             "add set inet ctrport extra { type ipv4_addr; }\nadd element inet ctrport extra { 192.0.2.1 }",
             [],
-            ["extra: 192.0.2.1"],
+            ["set extra"],
         ),
         (
             (

@@ -20,7 +20,7 @@ def test_rules():
     """Chains and rules that are missing, too many or others are named, three of them at most."""
     table, have = whole(), listing()
     guard = have.chains["guard"]
-    assert damage.rules(None, table) == "a part of table inet ctrport was gone"
+    assert damage.rules(None, table) == "table inet ctrport was gone"
     assert "was another one, or the table was switched off" in damage.rules(have, table)
 
     def said(**chains: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
-"""What our table holds, straight from the kernel: elements with their counts, and rules by their comments.
+"""What our table holds, straight from the kernel: rules by their comments, elements with their counts.
 
-libnftables lists 20,000 elements in about a second of processor time, and reads them all even for a listing of
-rules alone. A repair cannot wait for that; the kernel's own dump takes a quarter. What rules say is not read here.
+libnftables lists 20,000 elements in about a second of processor time. Neither a repair nor a pass can wait for
+that; the kernel's own dump takes a quarter.
 """
 
 from __future__ import annotations
@@ -13,84 +13,73 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ctrport.errors import KernelError
-from ctrport.firewall.ruleset import FAMILY, SETS, TABLE
+from ctrport.errors import HostError, KernelError
+from ctrport.firewall import rules
+from ctrport.firewall.rules import GENERIC, comment, text
+from ctrport.firewall.ruleset import SETS, TABLE
 from ctrport.firewall.table import Element, Listing
-from ctrport.host.netlink import TYPE_MASK, Netlink, attribute, attributes
+from ctrport.host.netlink import TYPE_MASK, attribute, attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ctrport.firewall.table import Count, Counts, Elements
+    from ctrport.host.netlink import Netlink
 
-NETLINK_NETFILTER = 12
-# include/uapi/linux/netfilter/nf_tables.h: NFNL_SUBSYS_NFTABLES with NFT_MSG_GETCHAIN, _GETRULE and _GETSETELEM
-GET_CHAIN, GET_RULE, GET_ELEMENTS = 10 << 8 | 4, 10 << 8 | 7, 10 << 8 | 13
-CHAIN_TABLE, CHAIN_NAME, CHAIN_POLICY = 1, 3, 5
-RULE_TABLE, RULE_CHAIN, RULE_USERDATA = 1, 2, 7
+GET_ELEMENTS = 10 << 8 | 13  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETSETELEM: include/uapi/linux/netfilter/nf_tables.h
 LIST_TABLE, LIST_SET, LIST_ELEMENTS = 1, 2, 3
 KEY, DATA, USERDATA, EXPRESSION = 1, 2, 6, 7  # of an element
 EXPRESSION_DATA, BYTES, PACKETS = 2, 1, 2  # NFTA_EXPR_DATA, NFTA_COUNTER_*
-COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT, NFTNL_UDATA_SET_ELEM_COMMENT of libnftnl
-ACCEPT = 1
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 SIZES = {"ipv6_addr": 16, "ifname": 16}  # bytes in a key or value; all others take 4
 SERVICE = ["inet_proto", "inet_service"]  # of most keys
 TYPES = {s.name: (s.key_type.split(" . "), s.value_type.split(" . ")) for s in SETS}
-_GENERIC = struct.pack("!BBH", {"inet": 1}[FAMILY], 0, 0)  # nfgenmsg
 _HEADER = struct.Struct("=HH")
 # A counter's name, and the header of its data and of its bytes; then come 8 bytes, another header and 8 bytes.
 COUNTER = bytes.fromhex("0c000100 636f756e74657200 1c000200 0c000100") if sys.byteorder == "little" else b"none"
 COUNTER_SIZE = 40
-_U16, _U32, _U64 = struct.Struct("!H"), struct.Struct("!I"), struct.Struct("!Q")
+_comment = lru_cache(maxsize=65536)(comment)  # of all ports of a container it is the same
+_U16, _U64 = struct.Struct("!H"), struct.Struct("!Q")
 
 
-def read() -> Listing | None:
-    """Give what can be compared of our table, but for its fingerprint; None when a part of it is missing."""
-    name = f"{TABLE}\0".encode()
-    elements: Elements = {}
+def read(netlink: Netlink, *, elements: bool = True) -> Listing | None:
+    """Give our table, if need be its rules alone; None when it, or a set of it, is missing.
+
+    Of sets that do not belong there only the names are read. HostError without CAP_NET_ADMIN, KernelError for all
+    else.
+    """
+    found: Elements = {}
     counts: Counts = {}
     try:
-        with Netlink(NETLINK_NETFILTER) as netlink:
-            chains = _chains(netlink, name)
-            for each in SETS:
-                found = elements[each.name] = {}
-                wanted = attribute(LIST_TABLE, name) + attribute(LIST_SET, f"{each.name}\0".encode())
-                for message in netlink.dump(GET_ELEMENTS, _GENERIC + wanted):
-                    for element, count in _elements(each.name, message):
-                        found[element.key] = element
-                        if count is not None:
-                            counts[each.name, element] = count
+        there = rules.read(netlink)
+        if elements:
+            found = {name: {} for name in there.sets}
+        for name in TYPES if elements else ():
+            found[name] = {}
+            wanted = attribute(LIST_TABLE, f"{TABLE}\0".encode()) + attribute(LIST_SET, f"{name}\0".encode())
+            for message in netlink.dump(GET_ELEMENTS, GENERIC + wanted):
+                for element, count in _elements(name, message):
+                    found[name][element.key] = element
+                    if count is not None:
+                        counts[name, element] = count
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None
-        raise KernelError(f"the kernel refused to tell what table {TABLE} holds: {error}") from error
-    return Listing(chains=chains, elements=elements, counts=counts)
-
-
-def _chains(netlink: Netlink, table: bytes) -> dict[str, tuple[str, ...]]:
-    """Give each chain's rules by their comments, as a listing by libnftables has them."""
-    found: dict[str, list[str]] = {}
-    for message in netlink.dump(GET_CHAIN, _GENERIC):
-        fields = dict(attributes(message, len(_GENERIC)))
-        if fields[CHAIN_TABLE] == table:
-            dropping = CHAIN_POLICY in fields and _U32.unpack(fields[CHAIN_POLICY])[0] != ACCEPT
-            found[_text(fields[CHAIN_NAME])] = ["policy drop"] if dropping else []
-    for message in netlink.dump(GET_RULE, _GENERIC + attribute(RULE_TABLE, table)):
-        fields = dict(attributes(message, len(_GENERIC)))
-        if fields[RULE_TABLE] == table:
-            found.setdefault(_text(fields[RULE_CHAIN]), []).append(_comment(fields.get(RULE_USERDATA, b"")))
-    return {name: tuple(rules) for name, rules in found.items()}
+        told = f"the kernel refused to list table {TABLE}: {error.strerror or error}"
+        if error.errno == errno.EPERM:
+            raise HostError(told, hint="run as root (CAP_NET_ADMIN)") from error
+        raise KernelError(told, hint="modprobe nf_tables") from error
+    return Listing(chains=there.chains, elements=found, fingerprint=there.digest, counts=counts)
 
 
 def _elements(name: str, message: bytes) -> Iterator[tuple[Element, Count | None]]:
     """Give the elements of one message of a dump."""
     key_types, value_types = TYPES[name]
-    for kind, listed in attributes(message, len(_GENERIC)):
+    for kind, listed in attributes(message, len(GENERIC)):
         if kind != LIST_ELEMENTS:
             continue
         for _, raw in attributes(listed):
-            key, value, comment, count = "", "", "", None
+            key, value, said, count = "", "", "", None
             at = 0
             while at + _HEADER.size <= len(raw):  # by hand: `attributes` would cost a third more
                 length, part = _HEADER.unpack_from(raw, at)
@@ -101,11 +90,11 @@ def _elements(name: str, message: bytes) -> Iterator[tuple[Element, Count | None
                 elif part == DATA:
                     value = _joined(_value(content), value_types)
                 elif part == USERDATA:
-                    comment = _comment(content)
+                    said = _comment(content)
                 elif part == EXPRESSION:
                     count = _count(content)
                 at += (length + 3) & ~3
-            yield Element(key, value, comment), count
+            yield Element(key, value, said), count
 
 
 def _value(nested: bytes) -> bytes:
@@ -130,7 +119,7 @@ def _spelled(kind: str, raw: bytes) -> str:
         return str(_U16.unpack_from(raw)[0])
     if kind == "inet_proto":
         return PROTOCOLS.get(raw[0], str(raw[0]))
-    return f'"{_text(raw)}"' if kind == "ifname" else str(ip_address(raw))
+    return f'"{text(raw)}"' if kind == "ifname" else str(ip_address(raw))
 
 
 def _count(expression: bytes) -> Count | None:
@@ -142,19 +131,3 @@ def _count(expression: bytes) -> Count | None:
     if len(fields.get(PACKETS, b"")) != _U64.size or len(fields.get(BYTES, b"")) != _U64.size:
         return None
     return _U64.unpack(fields[PACKETS])[0], _U64.unpack(fields[BYTES])[0]
-
-
-@lru_cache(maxsize=65536)
-def _comment(userdata: bytes) -> str:
-    """Find a comment among libnftnl's own attributes: a byte for the kind, one for the length, the content."""
-    at = 0
-    while at + 2 <= len(userdata):
-        kind, length = userdata[at], userdata[at + 1]
-        if kind == COMMENT:
-            return _text(userdata[at + 2 : at + 2 + length])
-        at += 2 + length
-    return ""
-
-
-def _text(raw: bytes) -> str:
-    return raw.partition(b"\0")[0].decode("utf-8", "replace")

@@ -16,7 +16,7 @@ SHOWN = 3  # of many alike
 def rules(listing: Listing | None, table: Table) -> str:
     """Say which rules of a table are not as they should be."""
     if listing is None:
-        return f"a part of table {ADDRESS} was gone"
+        return GONE
     wanted = table.listing().chains
     found = [f"chain {name} was gone" for name in wanted if name not in listing.chains]
     for name, comments in wanted.items():
@@ -26,7 +26,7 @@ def rules(listing: Listing | None, table: Table) -> str:
         if have != comments and not missing:
             found.append(f"chain {name} had other rules too, or in another order")
     found += [f"chain {name} does not belong there" for name in listing.chains if name not in wanted]
-    return _few(found) or f"a rule of table {ADDRESS} was another one, or the table was switched off"
+    return _few(found) or f"a rule or a set of table {ADDRESS} was another one, or the table was switched off"
 
 
 def elements(transaction: Transaction) -> str:

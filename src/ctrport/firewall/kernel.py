@@ -1,6 +1,6 @@
 """Our table in the kernel, as one writer keeps it: what it is to hold, and the ways to get it there.
 
-Knows when somebody else may have touched it. Rules are then known again by their handles, which costs little;
+Knows when somebody else may have touched it. Rules are then known again by a digest, which costs little to read;
 elements are compared by full passes, and by a repair where the kernel has told that somebody touched the table.
 
 Passes and repairs come from several threads; one of them is at work here at a time.
@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ctrport.errors import KernelError
-from ctrport.firewall import conntrack, contents, damage, handles, record, ruleset
+from ctrport.firewall import conntrack, damage, record, ruleset
 from ctrport.firewall.generation import Generation
 from ctrport.firewall.table import Transaction, difference
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ctrport.model.bindings import Change
 
 log = logging.getLogger(__name__)
-TRIES = 3  # to write rules and find out their handles before somebody else comes
+TRIES = 3  # to write rules and read them back before somebody else comes
 
 
 class KernelTable:
@@ -41,7 +41,7 @@ class KernelTable:
         self.nft = nft
         self._at_work = threading.RLock()
         self._seen: object = None  # the foreign generation at the last look
-        self._rules: handles.Handles | None = None  # as of then
+        self._rules: str | None = None  # the digest as of then
         self._record: record.Entry | None = None
         self._counts: Counts = {}  # as of the last listing
         self._unwritten = False  # whether it was told that the record could not be written
@@ -49,8 +49,9 @@ class KernelTable:
     def listing(self) -> Listing | None:
         """Give the table as the kernel has it."""
         with self._at_work:
-            self._look()
+            self._seen = self.generation.foreign()
             listing = self.nft.listing()
+            self._rules = _digest(listing)
             if listing is not None:
                 self._remember(listing.counts)
             return listing
@@ -61,7 +62,8 @@ class KernelTable:
             if (now := self.generation.foreign()) == self._seen:
                 return False
             self._seen = now
-            return handles.read(ruleset.ADDRESS) != self._rules
+            listing = self.nft.listing(elements=False)
+            return _digest(listing) != self._rules
 
     def difference(self, changes: list[Change], links: Links) -> Transaction:
         """Give the element changes of a few bindings, and take them into what the kernel is to hold."""
@@ -110,7 +112,7 @@ class KernelTable:
             if not self._is_intact(table, listing):
                 if listing is not None:
                     log.warning("the rules in %s are not the ones to be: replacing the table", table.address)
-                self.rebuild(table)
+                self.rebuild(table, listed=True)
                 return True
             self._counts = {key: count for key, count in self._counts.items() if self._holds(*key)}
             if listing is not None:
@@ -124,15 +126,17 @@ class KernelTable:
         """
         with self._at_work:
             self.elements = table.elements
-            if not listed and (found := contents.read()) is not None:
+            if not listed and (found := self.nft.listing()) is not None:
                 self._remember(found.counts)
             for _ in range(TRIES):
                 with self.generation.own():
                     self.nft.apply(table.rebuild(self._counts))
-                self._look()
-                if self.generation.is_last() and self._record and self._record["written"] == table.digest():
-                    break  # the same library has written the same before: what it then listed is known
-                if self._recorded(table):
+                self._seen = self.generation.foreign()
+                written = self.nft.listing(elements=False)
+                self._rules = _digest(written)
+                if written is not None and self.generation.is_last():  # nobody else has written since
+                    self._record = record.entry(table, written)
+                    self._keep_record()
                     break
         self.forget_stale(None)
 
@@ -145,30 +149,20 @@ class KernelTable:
             if not self.elements or all(self.generation.is_own(commit.generation) for commit in commits):
                 return None
             table = ruleset.whole(self.elements, self._settings.config.mark)
-            now = handles.read(ruleset.ADDRESS)
-            found = contents.read() if now is not None else None
+            found = self.nft.listing()
             if found is not None:
                 self._remember(found.counts)
-            if found is None or now != self._rules or self._is_rewritten(commits, table):
+            if found is None or not record.fits(self._record, table, found):
+                found = found or self.nft.listing(elements=False)
                 self.rebuild(table, listed=True)
-                return damage.rules(found, table) if now is not None else damage.GONE
+                return damage.rules(found, table)
             transaction = difference(found.elements, table.elements, table.address)
             self.commit(transaction)
             return damage.elements(transaction) if transaction else None
 
-    def _is_rewritten(self, commits: Collection[Commit], table: Table) -> bool:
-        """Say whether a rule was replaced in place. Only a listing tells, a slow one; not for elements alone."""
-        if not any(commit.generation == 0 or table.address in commit.reshaped for commit in commits):
-            return False
-        return not record.fits(self._record, table, self.nft.listing(elements=False))
-
     def forget_stale(self, ports: set[int] | None) -> None:
         """Delete UDP flows that the rules, as they now are, would send elsewhere; None for any port."""
         conntrack.forget_stale(self.elements, self._settings.config.mark, ports)
-
-    def _look(self) -> None:
-        self._seen = self.generation.foreign()
-        self._rules = handles.read(ruleset.ADDRESS)
 
     def _holds(self, name: str, element: Element) -> bool:
         return self.elements.get(name, {}).get(element.key) == element
@@ -191,19 +185,6 @@ class KernelTable:
             return True
         return False
 
-    def _recorded(self, table: Table) -> bool:
-        """Record what the kernel lists of a table just written; False if somebody else may have written since."""
-        listing = self.nft.listing(elements=False)
-        if listing is None:
-            return False
-        entry = record.entry(table, listing)
-        if entry != self._record:
-            if not self.generation.is_last():
-                return False
-            self._record = entry
-        self._keep_record()
-        return True
-
     def _keep_record(self) -> None:
         """Write the record. Without it the next writer replaces the table once, so a full disk is only told."""
         if self._record is None:
@@ -216,3 +197,7 @@ class KernelTable:
             self._unwritten = True
         else:
             self._unwritten = False
+
+
+def _digest(listing: Listing | None) -> str | None:
+    return listing.fingerprint if listing is not None else None

@@ -29,7 +29,6 @@ NFNLGRP_NFTABLES = 7
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES, the upper byte of a message's type
 # include/uapi/linux/netfilter/nf_tables.h. The first attribute of every other object is the name of its table.
 DELETE_TABLE, NEW_GENERATION = 2, 15
-ELEMENTS = (12, 14)  # NFT_MSG_NEWSETELEM, _DELSETELEM
 TABLE_NAME = 1
 GENERATION, PROCESS_ID, PROCESS_NAME = 1, 2, 3
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -49,7 +48,6 @@ class Commit:
     process: str = ""  # "nft (pid 811)"
     touched: frozenset[str] = frozenset()  # tables, "inet filter"
     deleted: frozenset[str] = frozenset()  # those of them that were deleted
-    reshaped: frozenset[str] = frozenset()  # those of which more than elements was touched
 
 
 @dataclass(slots=True)
@@ -58,7 +56,6 @@ class _Transaction:
 
     touched: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
-    reshaped: set[str] = field(default_factory=set)
 
 
 class Monitor:
@@ -132,7 +129,6 @@ class Monitor:
                 process=_process(fields),
                 touched=frozenset(begun.touched),
                 deleted=frozenset(begun.deleted),
-                reshaped=frozenset(begun.reshaped),
             )
         # The name comes first, and of tens of thousands of elements it is the same: read once.
         start = payload[: _FAMILY.size + _U16.unpack_from(payload, _FAMILY.size)[0]]
@@ -142,8 +138,6 @@ class Monitor:
                 self._names.clear()
             self._names[start] = table
         self._begun.touched.add(table)
-        if kind & 0xFF not in ELEMENTS:
-            self._begun.reshaped.add(table)
         if kind & 0xFF == DELETE_TABLE:
             self._begun.deleted.add(table)
         return None

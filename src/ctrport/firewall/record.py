@@ -1,8 +1,7 @@
-"""What the kernel listed right after we wrote the rules: how a rule that changed under its own comment is noticed.
+"""What the kernel held right after we wrote the rules: how a rule that changed under its own comment is noticed.
 
-nft's listing of a rule differs between versions, so what we wrote cannot be compared with what is listed. But two
-listings by the same library can. After an upgrade of the library or of ctrport the record does not match, and the
-table is written anew: the safe side.
+What we wrote cannot be compared with what the kernel makes of it. But what it holds can be, with what it held
+before. After an upgrade of ctrport the record does not match, and the table is written anew: the safe side.
 """
 
 from __future__ import annotations

@@ -133,8 +133,8 @@ class Table:
 class Listing:
     """What can be compared of a table: rules by their comments in order, elements in full.
 
-    `fingerprint` stands for the rules as this kernel and this libnftables list them: of use only beside another
-    one of the same origin, and therefore no part of equality.
+    `fingerprint` stands for the rules as this kernel holds them, with their handles: of use only beside another one
+    of the same table, and therefore no part of equality.
     """
 
     chains: dict[str, tuple[str, ...]]

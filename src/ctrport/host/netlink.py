@@ -47,6 +47,7 @@ class Netlink:
         return b"".join(self._answers(kind, REQUEST | ACK, payload))
 
     def _answers(self, kind: int, flags: int, payload: bytes) -> Iterator[bytes]:
+        self._drain()
         self._socket.send(_message(kind, flags, payload))
         while True:
             for answer, data in self._receive():
@@ -55,6 +56,15 @@ class Netlink:
                     _raise(_CODE.unpack_from(data)[0] if len(data) >= _CODE.size else 0)
                     return
                 yield data
+
+    def _drain(self) -> None:
+        """Take what is left of an answer that nobody has read to its end."""
+        self._socket.settimeout(0)
+        try:
+            while self._socket.recv(1 << 18):
+                pass
+        except BlockingIOError:
+            self._socket.settimeout(PATIENCE)
 
     def batch(self, kind: int, payloads: Sequence[bytes]) -> list[int]:
         """Send requests that answer with a code alone; gives the errno of each, 0 for done."""
