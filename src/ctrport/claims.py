@@ -15,7 +15,7 @@ from ctrport.host import facts
 from ctrport.model.bindings import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ctrport.firewall.table import Listing
     from ctrport.host.relay import Relay
@@ -32,18 +32,22 @@ def incumbents(listing: Listing | None) -> dict[Incumbent, set[int]]:
     return found
 
 
-async def tell_listeners(
+def tell_listeners(
     ledger: Ledger, listeners: tuple[Listener, ...] | None = None, translations: Iterable[Listener] = ()
 ) -> None:
     """Tell the ledger who listens, by name where somebody stands in the way of a request, and who translates.
 
     Translations come first: Docker's says more than the name of the proxy that listens on the same port.
     """
-    found = await asyncio.to_thread(facts.listeners) if listeners is None else listeners
+    found = facts.listeners() if listeners is None else listeners
     names: dict[Listener, Listener] = {}
     if contested := ledger.contested(found):
-        names = await asyncio.to_thread(facts.named, contested)
+        names = facts.named(contested)
     ledger.set_listeners([*translations, *(names.get(listener, listener) for listener in found)])
+
+
+def _nothing() -> None:
+    """Leave as it is what the ledger knows of others."""
 
 
 class Claims:
@@ -53,19 +57,23 @@ class Claims:
         self._reservation = reservation
         self._relay = relay
 
-    async def settle(self, ledger: Ledger) -> list[Change]:
-        """Let the ledger decide, and hold what it gave out; gives what changed in the end."""
-        changes = merged(await asyncio.to_thread(ledger.settle))
-        if self._relay is not None:
-            self._relay.end(changes)  # first: nothing can be bound beside a socket that listens
-        if self._reservation is None:
-            return changes
-        return await asyncio.to_thread(_hold, ledger, self._reservation, changes)
+    async def settle(self, ledger: Ledger, before: Callable[[], None] = _nothing) -> list[Change]:
+        """Let the ledger decide after `before`, and hold what it gave out; gives what changed in the end."""
 
-    async def retry(self, bindings: Iterable[Binding]) -> None:
+        def decide() -> list[Change]:
+            before()
+            return merged(ledger.settle())
+
+        if self._relay is None:
+            return await asyncio.to_thread(lambda: self._hold(ledger, decide()))
+        changes = await asyncio.to_thread(decide)
+        self._relay.end(changes)  # first: nothing can be bound beside a socket that listens
+        return await asyncio.to_thread(self._hold, ledger, changes)
+
+    def retry(self, bindings: Iterable[Binding]) -> None:
         """Hold what could not be held before, and let go what no binding wants."""
         if self._reservation is not None:
-            await asyncio.to_thread(self._reservation.retry, bindings)
+            self._reservation.retry(bindings)
 
     async def serve(self, bindings: Iterable[Binding | None], *, all_there_are: bool = False) -> None:
         """Relay [::1] for those of some bindings that want it, now that the kernel serves them."""
@@ -73,19 +81,20 @@ class Claims:
             found = [binding for binding in bindings if binding is not None]
             await self._relay.serve(found, self._reservation, all_there_are=all_there_are)
 
-
-def _hold(ledger: Ledger, reservation: Reservation, changes: list[Change]) -> list[Change]:
-    latest = changes
-    try:
-        while holders := reservation.update(latest):
-            for holder in holders:
-                ledger.take(holder)
-            latest = merged(ledger.settle())
-            changes = merged([*changes, *latest])
-    except BaseException:
-        ledger.give_back(changes)  # given out and not tried: the next attempt begins with them
-        raise
-    return changes
+    def _hold(self, ledger: Ledger, changes: list[Change]) -> list[Change]:
+        if self._reservation is None:
+            return changes
+        latest = changes
+        try:
+            while holders := self._reservation.update(latest):
+                for holder in holders:
+                    ledger.take(holder)
+                latest = merged(ledger.settle())
+                changes = merged([*changes, *latest])
+        except BaseException:
+            ledger.give_back(changes)  # given out and not tried: the next attempt begins with them
+            raise
+        return changes
 
 
 def merged(changes: Iterable[Change]) -> list[Change]:

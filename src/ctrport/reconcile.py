@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ctrport import journal
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.nft import Nft
-    from ctrport.firewall.table import Elements, Table
+    from ctrport.firewall.table import Elements, Listing, Table
     from ctrport.host.relay import Relay
     from ctrport.host.reservation import Reservation
-    from ctrport.model.bindings import Binding, Change
+    from ctrport.model.bindings import Binding, Change, Listener
     from ctrport.model.workload import Key, Workload
+    from ctrport.network.networks import Network
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Reconciler:
         self.host_settings = needs.HostSettings(settings)
         self.kernel = KernelTable(settings, nft)
         self._translations = Translations(self.kernel.generation)  # by others
+        self._networks: list[Network] = []  # of ours, as of this pass
         self._overlaps: list[str] = []  # with them, as told
         self.firewalls = Firewalls(settings.config)  # of others
         self._claims = Claims(reservation, relay)
@@ -70,36 +73,35 @@ class Reconciler:
     async def resync(self, *, apply: bool = True) -> list[Change]:
         """Read everything; make the kernel's table equal to what it should be, unless only looking."""
         doubted, self._believed = not self._believed, False
-        await self._begin()
+        await asyncio.to_thread(self._begin)
         await self.snapshot.read_all()
-        listing = await asyncio.to_thread(self.kernel.listing)
-        host = await asyncio.to_thread(facts.read, relays=self.settings.config.relay_ipv6_loopback)
-        if self.ledger is None:
-            self.ledger = Ledger(host, incumbents(listing), self.settings.config.policy)
-        else:
-            self.ledger.set_host(host)
-        self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
-        translations = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses, full=True)
-        await tell_listeners(self.ledger, host.listeners, translations)
-        changes = await self._claims.settle(self.ledger)
-        await self._claims.retry(self._bindings())
-        links = self._links()
-        table = self.table(links)
-        if listing is not None:  # a writer that has just started knows no more of those who do not answer
-            owners = self.snapshot.uncertain - self.snapshot.workloads.keys()
-            ruleset.carry_over(listing.elements, table.elements, owners)
-        if not apply:
-            self.kernel.elements = table.elements
-        else:
+        listing = await asyncio.to_thread(self._weigh)
+        ledger = self.ledger
+        assert ledger is not None  # noqa: S101 - made by `_weigh`
+        changes = await self._claims.settle(ledger, partial(self._tell, listeners=ledger.host.listeners, full=True))
+
+        def settle() -> None:
+            self._claims.retry(self._bindings())
+            links = self._links()
+            table = self.table(links)
+            if listing is not None:  # a writer that has just started knows no more of those who do not answer
+                owners = self.snapshot.uncertain - self.snapshot.workloads.keys()
+                ruleset.carry_over(listing.elements, table.elements, owners)
+            if not apply:
+                self.kernel.elements = table.elements
+                return
             self.host_settings.ensure(links, ipv6=_serves_ipv6(table.elements))
-            await asyncio.to_thread(self.firewalls.ensure, links)
-            replaced = await asyncio.to_thread(self.kernel.settle, table, listing)
+            self.firewalls.ensure(links)
+            replaced = self.kernel.settle(table, listing)
             if doubted and not replaced:  # a pass may have ended between its rules and its flows, also a writer's
-                await asyncio.to_thread(self.kernel.forget_stale, None)
+                self.kernel.forget_stale(None)
+
+        await asyncio.to_thread(settle)
+        if apply:
             await self._claims.serve(self._bindings(), all_there_are=True)
             self._believed = True
             journal.log_changes(changes)
-            self._overlaps = journal.log_overlaps(self.ledger.overlaps(), self._overlaps)
+            self._overlaps = journal.log_overlaps(ledger.overlaps(), self._overlaps)
         return changes
 
     async def review(self) -> list[Change]:
@@ -114,26 +116,28 @@ class Reconciler:
         """Read a few containers and apply what changed for them, or for whom others have `reviewed` ports."""
         if self.ledger is None or not self._believed:
             return await self.resync()
-        if await asyncio.to_thread(self.kernel.is_disturbed):
+        self._believed = False  # until the kernel has what comes of it
+        keys = tuple(keys)
+        # Both wait for somebody else most of the time: the kernel, and containerd.
+        disturbed, answers = await asyncio.gather(asyncio.to_thread(self._begin), self.snapshot.ask(*keys))
+        if disturbed:
             log.warning("somebody has changed or removed our rules: making a full pass")
             return await self.resync()
-        self._believed = False
-        keys = tuple(keys)
-        await self._begin()
         had_host_ports = any(w.host_ports for w in map(self.snapshot.workloads.get, keys) if w)
-        for key in keys:
-            await self.snapshot.look(key)
+        await self.snapshot.take(answers)
         self._put(keys)
         looked = any(key in self.snapshot.workloads or key in self.reserved for key in keys)
-        if looked or reviewed or had_host_ports:
-            translations = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses)
-            await tell_listeners(self.ledger, translations=translations)
-        changes = await self._claims.settle(self.ledger)
-        links = self._links()
-        transaction = self.kernel.difference(changes, links)
-        self.host_settings.ensure(links, ipv6=_serves_ipv6(self.kernel.elements))
-        await asyncio.to_thread(self.firewalls.ensure_once, links)
-        await asyncio.to_thread(self.kernel.commit, transaction)
+        others = (self._tell,) if looked or reviewed or had_host_ports else ()
+        changes = await self._claims.settle(self.ledger, *others)
+
+        def apply() -> None:
+            links = self._links()
+            transaction = self.kernel.difference(changes, links)
+            self.host_settings.ensure(links, ipv6=_serves_ipv6(self.kernel.elements))
+            self.firewalls.ensure_once(links)
+            self.kernel.commit(transaction)
+
+        await asyncio.to_thread(apply)
         await self._claims.serve(change.new for change in changes)
         self._believed = True
         journal.log_changes(changes)
@@ -152,11 +156,29 @@ class Reconciler:
         if self.ledger is not None:
             self.ledger.set_policy(settings.config.policy)
 
-    async def _begin(self) -> None:
-        """Read what of this host a reading of containers needs."""
-        self.snapshot.routes = await asyncio.to_thread(proc.read)
-        ours = networks.load_all(self.settings.root)
-        self.snapshot.internal = frozenset(n.bridge for n in ours if n.internal)
+    def _begin(self) -> bool:
+        """Read what of this host a reading of containers needs; says whether somebody has changed our rules."""
+        self.snapshot.routes = proc.read()
+        self._networks = networks.load_all(self.settings.root)
+        self.snapshot.internal = frozenset(n.bridge for n in self._networks if n.internal)
+        return self.kernel.is_disturbed()
+
+    def _weigh(self) -> Listing | None:
+        """Put all that was read into the ledger; gives the table as the kernel has it."""
+        listing = self.kernel.listing()
+        host = facts.read(relays=self.settings.config.relay_ipv6_loopback)
+        if self.ledger is None:
+            self.ledger = Ledger(host, incumbents(listing), self.settings.config.policy)
+        else:
+            self.ledger.set_host(host)
+        self._put({*self.snapshot.workloads, *self.reserved, *self.ledger.owners()})
+        return listing
+
+    def _tell(self, listeners: tuple[Listener, ...] | None = None, *, full: bool = False) -> None:
+        """Tell the ledger who else has ports of this host, by listening or by translating."""
+        assert self.ledger is not None  # noqa: S101 - made by the first resync
+        translations = self._translations.read(self.snapshot.routes.addresses, full=full)
+        tell_listeners(self.ledger, listeners, translations)
 
     def _put(self, keys: Iterable[Key]) -> None:
         """Put what was read into the ledger."""
@@ -188,11 +210,10 @@ class Reconciler:
         for name in {n for n in towards if not ruleset.can_name(n)}:
             log.warning("interface %a cannot be named in nftables: a container behind it cannot reach itself", name)
             towards.discard(name)
-        ours = networks.load_all(self.settings.root)
         return Links(
-            bridges=frozenset(n.bridge for n in ours),
-            internal=frozenset(n.bridge for n in ours if n.internal),
-            isolated=frozenset(n.bridge for n in ours if n.isolate),
+            bridges=frozenset(n.bridge for n in self._networks),
+            internal=frozenset(n.bridge for n in self._networks if n.internal),
+            isolated=frozenset(n.bridge for n in self._networks if n.isolate),
             endpoints=frozenset(towards),
         )
 

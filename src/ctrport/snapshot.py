@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctrport import tasks
 from ctrport.errors import ContainerdError, NotFoundError
@@ -26,7 +26,7 @@ from ctrport.model.workload import Endpoint, Status
 from ctrport.network import proc
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping, Sequence
 
     from ctrport.containerd.client import Client
     from ctrport.model.annotations import Exposed
@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     from ctrport.model.workload import Container, Key, Task, Workload
 
 log = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """What containerd says of a container and its task, and when it was asked (`proc.uptime`)."""
+
+    container: Container
+    task: Task | None
+    asked_at: float
 
 
 class Snapshot:
@@ -67,54 +75,87 @@ class Snapshot:
             seen.update(c.key for c in containers)
             asking = [c for c in containers if self._concerns(c)]
             concerning.update(c.key for c in asking)
-            names = [c.key.id for c in asking]
-            found = await tasks.read(self._client, namespace, names, self.uncertain) if asking else {}
-            for container in asking:
-                await self._note(container, found.get(container.key.id), listed=True)
+            if asking:
+                await self.take(await self._answers(namespace, asking))
         for key in [k for k in self.workloads if k not in concerning]:
             del self.workloads[key]
         self.uncertain &= seen
         self.known = seen
 
-    async def look(self, key: Key) -> None:
-        """Read one container as it is now."""
+    async def look(self, *keys: Key) -> None:
+        """Read a few containers as they are now."""
+        await self.take(await self.ask(*keys))
+
+    async def ask(self, *keys: Key) -> list[Answer]:
+        """Ask containerd about a few containers; those that do not concern us are forgotten at once."""
+        answers = await asyncio.gather(*map(self._ask, keys), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Answer)]
+
+    async def take(self, answers: Sequence[Answer]) -> None:
+        """Take what containerd answered, with what the tasks' namespaces say now."""
+        pids = {a.task.pid for a in answers if a.task is not None and a.task.status.live}
+        processes = await asyncio.to_thread(lambda: {pid: proc.read_process(pid) for pid in pids}) if pids else {}
+        for answer in answers:
+            await self._note(answer, processes)
+
+    async def _ask(self, key: Key) -> Answer | None:
+        """Ask for record and task at once: an event waits for both."""
+        asked_at = proc.uptime()
+        asking = asyncio.create_task(tasks.each(self._client, [key]))
         try:
             container = await self._client.container(key)
+            self.known.add(key)
+            if self._concerns(container):
+                return Answer(container, (await asking)[key], asked_at)
         except NotFoundError:
-            self.workloads.pop(key, None)
             self.uncertain.discard(key)
             self.known.discard(key)
-            return
-        self.known.add(key)
-        if self._concerns(container):
-            await self._note(container)
-        else:
-            self.workloads.pop(key, None)
+        finally:
+            asking.cancel()
+        self.workloads.pop(key, None)
+        return None
 
-    async def _note(self, container: Container, task: Task | None = None, *, listed: bool = False) -> None:
-        """Take a container into the snapshot as it is now, with the task that a listing gave or asking for it.
+    async def _answers(self, namespace: str, containers: list[Container]) -> list[Answer]:
+        """Ask for the tasks of containers that were listed.
 
         A listing leaves out a task whose shim does not answer. Who was asked in vain is not asked by every listing
         again, which would hold up all others each time: the watcher asks beside the passes.
         """
+        asked_at = proc.uptime()
+        names = [c.key.id for c in containers]
+        found: dict[str, Task | None] = {**await tasks.read(self._client, namespace, names, self.uncertain)}
+        left_out = [c.key for c in containers if c.key.id not in found and self._may_run(c.key)]
+        found |= {key.id: task for key, task in (await tasks.each(self._client, left_out)).items()}
+        return [
+            Answer(c, found.get(c.key.id), asked_at)
+            for c in containers
+            if c.key.id in found or c.key not in self.uncertain
+        ]
+
+    def _may_run(self, key: Key) -> bool:
+        before = self.workloads.get(key)
+        return key not in self.uncertain and (before is None or before.endpoint is not None)
+
+    async def _note(self, answer: Answer, processes: Mapping[int, proc.Process | None]) -> None:
+        """Take a container into the snapshot as it is now."""
+        container, task = answer.container, answer.task
         key = container.key
         before = self.workloads.get(key)
-        if listed and task is None and key in self.uncertain:
-            return
         self.uncertain.discard(key)
+        if task is not None and task.status is Status.UNKNOWN:
+            self.uncertain.add(key)
+            return
         if key in self.trials:
             container = replace(container, extensions={**container.extensions, EXTENSION: self.trials[key]})
         try:
-            if task is None and (not listed or before is None or before.endpoint is not None):
-                task = await self._client.task(key)
             live = task is not None and task.status.live
-            endpoint = await self._endpoint(container, task) if live and task else None
+            endpoint = await self._endpoint(answer, task, processes[task.pid]) if live and task else None
             exposed = await self._exposed(container)
         except ContainerdError as error:
-            log.warning("no clear answer about the task of %s: %s", key, error.message)
-            self.uncertain.add(key)
-            return
-        if task is not None and task.status is Status.UNKNOWN:
+            log.warning("no clear answer about %s: %s", key, error.message)
             self.uncertain.add(key)
             return
         if endpoint is None and before is not None and before.endpoint is not None and before.host_ports:
@@ -136,16 +177,19 @@ class Snapshot:
                 for problem in workload.problems:
                     log.warning("refused %s: %s", container.key, problem)
 
-    async def _endpoint(self, container: Container, task: Task) -> Endpoint | None:
-        """Read where a task is reached. A pid is believed only if the task still has it after the reading."""
-        try:
-            inside = await asyncio.to_thread(proc.read, task.pid)
-        except OSError:
+    async def _endpoint(self, answer: Answer, task: Task, process: proc.Process | None) -> Endpoint | None:
+        """Give where a task is reached.
+
+        A process that was there before containerd was asked for the task, and is there still, is the task's. A
+        younger one may have the pid of a task that has ended meanwhile, so containerd is asked once more.
+        """
+        if process is None:
             return None
-        again = await self._client.task(container.key)
-        if again is None or again.pid != task.pid or not again.status.live:
-            return None
-        ipv4, ipv6 = inside.ipv4, inside.ipv6
+        if process.started > answer.asked_at:
+            again = await self._client.task(answer.container.key)
+            if again is None or again.pid != task.pid or not again.status.live:
+                return None
+        ipv4, ipv6 = process.namespace.ipv4, process.namespace.ipv6
         towards = next((self.routes.interface_towards(a) for a in (ipv4, ipv6) if a), None)
         return Endpoint(ipv4=ipv4, ipv6=ipv6, interface=towards)
 

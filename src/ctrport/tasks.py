@@ -34,21 +34,29 @@ async def read(client: Client, namespace: str, names: Collection[str], silent: C
             return await client.tasks(namespace)
         except ContainerdError as error:
             log.warning("asking for each task by itself: %s", error.message)
-    limit = asyncio.Semaphore(AT_ONCE)
+    known = {key.id for key in silent if key.namespace == namespace}
     failures: list[ContainerdError] = []
-
-    async def ask(name: str) -> tuple[str, Task | None]:
-        key = Key(namespace, name)
-        if key in silent:
-            return name, UNKNOWN
-        try:
-            async with limit:
-                return name, await client.task(key)
-        except ContainerdError as error:
-            failures.append(error)
-            return name, UNKNOWN
-
-    found = await asyncio.gather(*(ask(name) for name in names))
+    asked = await each(client, [Key(namespace, name) for name in names if name not in known], failures)
     if failures and len(failures) == len(names):
         raise failures[0]
-    return {name: task for name, task in found if task is not None}
+    found = {key.id: task for key, task in asked.items() if task is not None}
+    return found | {name: UNKNOWN for name in names if name in known}
+
+
+async def each(
+    client: Client, keys: Collection[Key], failures: list[ContainerdError] | None = None
+) -> dict[Key, Task | None]:
+    """Ask for some tasks one by one, many at a time; UNKNOWN stands for no answer, which is one of the failures."""
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(key: Key) -> Task | None:
+        try:
+            async with limit:
+                return await client.task(key)
+        except ContainerdError as error:
+            log.warning("no clear answer about the task of %s: %s", key, error.message)
+            if failures is not None:
+                failures.append(error)
+            return UNKNOWN
+
+    return dict(zip(keys, await asyncio.gather(*map(ask, keys)), strict=True))

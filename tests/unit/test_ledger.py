@@ -817,6 +817,19 @@ def test_a_host_port_that_comes_takes_its_port_and_gives_it_back():
         assert outcome(ledger, "exact") == [(8080, ACTIVE)]
 
 
+def test_incumbents_that_share_a_number():
+    """A writer that starts anew leaves an exact port to who had it, if a floating request had another one too."""
+    incumbents = {
+        Incumbent(key("a"), Protocol.TCP, None, 80): {40000, 40001},
+        Incumbent(key("b"), Protocol.TCP, None, 80): {40000},
+    }
+    ledger = settled(
+        container("a", "80 0.0.0.0::80", 1), container("b", "40000:80", 2, ONLY6), incumbents=incumbents
+    )
+    assert outcome(ledger, "b") == [(40000, ACTIVE)]
+    assert outcome(ledger, "a")[0] == (40001, ACTIVE)
+
+
 def test_an_incumbent_gives_way_to_a_host_port():
     """Also what the kernel serves already: of two translations nobody promises which one is heeded."""
     incumbent = Incumbent(key("a"), Protocol.TCP, None, 80)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,6 +100,10 @@ class Host:
     def has(self, address: IPAddress) -> bool:
         """Whether packets to this address come to this host. All of 127.0.0.0/8 does, and ::1."""
         return self.addresses is None or address.is_unspecified or address.is_loopback or address in self.addresses
+
+    def is_like(self, other: Host) -> bool:
+        """Whether both judge requests alike, but for who listens."""
+        return replace(self, listeners=()) == replace(other, listeners=())
 
 
 def is_wildcard(address: IPAddress | None) -> bool:

@@ -19,6 +19,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from ctrport.model.bindings import Change, Host, State, is_wildcard, socket_text
+from ctrport.model.former import FormerPorts
 from ctrport.model.policy import Policy, within
 from ctrport.model.request import groups, request_of
 from ctrport.model.translated import Translated
@@ -26,10 +27,10 @@ from ctrport.model.vacancies import Vacancies
 from ctrport.model.workload import title
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from ctrport.model.bindings import Binding, Incumbent, Listener
-    from ctrport.model.ports import PortMapping, Protocol
+    from ctrport.model.ports import Protocol
     from ctrport.model.request import Request
     from ctrport.model.workload import Key, Workload
 
@@ -55,21 +56,23 @@ class Ledger:
         self._listeners: dict[tuple[Protocol, int], list[Listener]] = {}
         self._taken: dict[tuple[Protocol, int], list[Listener]] = {}  # found by trying, and not among those
         self._translated = Translated()
-        self._incumbents = {who: set(ports) for who, ports in (incumbents or {}).items()}
-        self._last_ports: dict[Key, dict[PortMapping, int]] = {}  # of floating requests, for a restarted task
-        self.set_host(host or Host())
+        self._former = FormerPorts(incumbents or {})
+        self.host = host or Host()
+        self.set_host(self.host)
 
     def set_host(self, host: Host) -> None:
-        """Take new facts of the host; every request is judged again at the next `settle`."""
-        self._host = host
+        """Take new facts of the host; requests are judged again at the next `settle` if it has changed for them."""
+        former, self.host = self.host, host
         self.set_listeners(host.listeners)
         self._lowest_automatic = host.automatic[0]  # no port below is free for everybody
-        self._dirty.update(dict.fromkeys(self._buckets))
+        if not host.is_like(former):
+            self._dirty.update(dict.fromkeys(self._buckets))
 
     def set_policy(self, policy: Policy) -> None:
         """Take other rules; every request that they change something for is judged again at the next `settle`."""
         self._policy = policy
-        for workload in tuple(self._workloads.values()):
+        workloads, self._workloads = self._workloads, {}
+        for workload in workloads.values():
             self.put(workload)
 
     def set_listeners(self, listeners: Iterable[Listener]) -> None:
@@ -114,6 +117,8 @@ class Ledger:
 
     def put(self, workload: Workload) -> None:
         """Set what a container asks for; the same workload again changes nothing."""
+        if self._workloads.get(workload.key) == workload:
+            return
         old = self._requests.get(workload.key, {})
         new: dict[object, Request] = {}
         grant = self._policy.grant(workload)
@@ -137,7 +142,8 @@ class Ledger:
                 self._doubt(request)
             if identity not in old:
                 if request.floating:
-                    request.port = self._former_port(request, exact)
+                    pool = request.mapping.host_port_pool or self.host.automatic
+                    request.port = self._former.of(request, pool, exact)
                 self._enter(request)
 
     def remove(self, key: Key) -> None:
@@ -146,7 +152,7 @@ class Ledger:
         for request in self._requests.pop(key, {}).values():
             self._leave(request)
         self._dirty.update(dict.fromkeys(self._translated.put(key, ())))
-        self._last_ports.pop(key, None)
+        self._former.forget(key)
 
     def owners(self) -> tuple[Key, ...]:
         """Give the containers that `put` has named and `remove` has not."""
@@ -173,14 +179,6 @@ class Ledger:
         """Take back what `settle` gave and nobody could act on: the next `settle` begins with it."""
         self._changes = [*changes, *self._changes]
 
-    def _former_port(self, request: Request, exact: Container[int]) -> int | None:
-        """Give the port that a floating request had, unless its container asks for that one by number."""
-        low, high = request.mapping.host_port_pool or self._host.automatic
-        last = self._last_ports.get(request.owner, {}).get(request.mapping)
-        served = sorted(self._incumbents.get(request.incumbent, ()))
-        former = [p for p in (last, *served) if p is not None and low <= p <= high and p not in exact]
-        return former[0] if former else None
-
     def _enter(self, request: Request) -> None:
         if request.port is None:
             self._open.append(request)
@@ -205,9 +203,7 @@ class Ledger:
             self._open.remove(request)
         else:
             self._vacate(request, request.port)
-            if request.floating:
-                self._last_ports.setdefault(request.owner, {})[request.mapping] = request.port
-        self._incumbents.get(request.incumbent, set()).discard(request.port or 0)
+        self._former.leave(request)
         if request.binding is not None:
             self._changes.append(Change(request.binding, None))
 
@@ -217,7 +213,7 @@ class Ledger:
         if not self._buckets[name]:
             del self._buckets[name]
         self._dirty[name] = None
-        if port >= self._host.automatic[0]:
+        if port >= self.host.automatic[0]:
             self._lowest_automatic = min(self._lowest_automatic, port)
 
     def _judge(self) -> None:
@@ -227,7 +223,7 @@ class Ledger:
             del self._dirty[name]
             winners: list[Request] = []
             for request in tuple(self._buckets.get(name, ())):
-                if refusal := request.refusal(self._host):
+                if refusal := request.refusal(self.host):
                     self._report(request, State.REFUSED, refusal)
                 elif not request.may_have(name[1]):
                     self._reopen(request, name[1])
@@ -247,7 +243,7 @@ class Ledger:
 
     def _refused(self, request: Request) -> bool:
         """Leave a request without a port open if it can have none."""
-        if refusal := request.refusal(self._host):
+        if refusal := request.refusal(self.host):
             self._open.append(request)
             self._report(request, State.REFUSED, refusal)
         return bool(refusal)
@@ -255,7 +251,7 @@ class Ledger:
     def _assign(self, group: list[Request], vacancies: Vacancies) -> None:
         """Give the first port that is free for the whole group, and allowed: that is the same for all of it."""
         pool, spans = group[0].mapping.host_port_pool, group[0].spans
-        low, high = pool or self._host.automatic
+        low, high = pool or self.host.automatic
         start = low if pool else self._lowest_automatic  # what lies below may be free for other protocols, families
         allowed = [*within(spans, start, high), *within(spans, low, start - 1)]
         port = vacancies.find(allowed, lambda port: self._is_free(group, port))
@@ -268,7 +264,7 @@ class Ledger:
             self._lowest_automatic = port + 1
 
     def _is_free(self, group: list[Request], port: int) -> bool:
-        if group[0].mapping.host_port_pool is None and port in self._host.reserved:
+        if group[0].mapping.host_port_pool is None and port in self.host.reserved:
             return False
         return not any(self._holder(r, port, self._bucket(r, port)) for r in group)
 
@@ -288,7 +284,7 @@ class Ledger:
         if reason := request.kept_by(self._translated.at(protocol, port)):
             return reason
         # A published port is not lost to a program that starts to listen on it later: packets do not reach it.
-        if port in self._incumbents.get(request.incumbent, ()):
+        if self._former.serves(request, port):
             return ""
         served = request.port == port and request.binding and request.binding.state is State.ACTIVE
         listeners: list[Listener] = [] if served else self._listeners.get((protocol, port), [])

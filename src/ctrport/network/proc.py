@@ -7,6 +7,8 @@ ESRCH or ENOENT, so a reused pid can never lend its addresses to somebody else's
 from __future__ import annotations
 
 import os
+import time
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 UNUSABLE = 0x40 | 0x08 | 0x20 | 0x01
 GLOBAL_SCOPE = 0x00
 ROUTE_UP, ROUTE_REJECT = 0x0001, 0x0200  # include/uapi/linux/route.h
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
 ROUTE_ADVERTISED = 0x00040000  # RTF_ADDRCONF, include/uapi/linux/ipv6_route.h
 
 
@@ -68,22 +71,58 @@ class NetworkNamespace(NamedTuple):
         return candidates[0] if candidates else None
 
 
+class Process(NamedTuple):
+    """A process's namespace, and when it was started at the latest, by the clock of `uptime`."""
+
+    namespace: NetworkNamespace
+    started: float
+
+
 def read(pid: int | str = "thread-self") -> NetworkNamespace:
     """Read the namespace of a process. OSError when the process is gone."""
     directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return NetworkNamespace(
-            addresses=(
-                *ipv4_addresses(_text(directory, "net/fib_trie")),
-                *ipv6_addresses(_text(directory, "net/if_inet6", optional=True)),
-            ),
-            routes=(
-                *ipv4_routes(_text(directory, "net/route")),
-                *ipv6_routes(_text(directory, "net/ipv6_route", optional=True)),
-            ),
-        )
+        return _namespace(directory)
     finally:
         os.close(directory)
+
+
+def read_process(pid: int) -> Process | None:
+    """Read a process, None when it is gone."""
+    try:
+        directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        # proc(5): the 22nd field, in ticks since boot; the second one, in brackets, may have any character in it.
+        ticks = int(_text(directory, "stat").rpartition(")")[2].split()[19])
+        return Process(_namespace(directory), (ticks + 1) / TICKS)
+    except OSError:
+        return None
+    finally:
+        os.close(directory)
+
+
+def uptime() -> float:
+    """Give the seconds since boot, of the clock that processes' starts are given in."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _namespace(directory: int) -> NetworkNamespace:
+    return _parsed(
+        _text(directory, "net/fib_trie"),
+        _text(directory, "net/if_inet6", optional=True),
+        _text(directory, "net/route"),
+        _text(directory, "net/ipv6_route", optional=True),
+    )
+
+
+@lru_cache(maxsize=1024)  # two kilobytes each; a full pass reads them all anew, and hardly any has changed
+def _parsed(fib_trie: str, if_inet6: str, route: str, ipv6_route: str) -> NetworkNamespace:
+    return NetworkNamespace(
+        addresses=(*ipv4_addresses(fib_trie), *ipv6_addresses(if_inet6)),
+        routes=(*ipv4_routes(route), *ipv6_routes(ipv6_route)),
+    )
 
 
 def local_addresses() -> set[IPv4Address | IPv6Address]:
@@ -168,5 +207,5 @@ def _text(directory: int, name: str, *, optional: bool = False) -> str:
         if optional:  # a kernel without IPv6
             return ""
         raise
-    with open(descriptor, encoding="ascii") as file:  # noqa: PTH123 - a descriptor, not a path
+    with open(descriptor, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a descriptor, not a path
         return file.read()
