@@ -65,6 +65,7 @@ class Reconciler:
         self.kernel = KernelTable(settings, nft)
         self._translations = Translations(self.kernel.generation)  # by others
         self._networks: list[Network] = []  # of ours, as of this pass
+        self._towards: dict[Key, str] = {}  # by which interface containers with a port are reached
         self._overlaps: list[str] = []  # with them, as told
         self.firewalls = Firewalls(settings.config)  # of others
         self._claims = Claims(reservation, relay)
@@ -82,6 +83,8 @@ class Reconciler:
 
         def settle() -> None:
             self._claims.retry(self._bindings())
+            self._towards.clear()
+            self._reach((*self.snapshot.workloads, *self.reserved))
             links = self._links()
             table = self.table(links)
             if listing is not None:  # a writer that has just started knows no more of those who do not answer
@@ -131,9 +134,10 @@ class Reconciler:
         changes = await self._claims.settle(self.ledger, *others)
 
         def apply() -> None:
+            self._reach({*keys, *(binding.owner for change in changes for binding in change if binding)})
             links = self._links()
             transaction = self.kernel.difference(changes, links)
-            self.host_settings.ensure(links, ipv6=_serves_ipv6(self.kernel.elements))
+            self.host_settings.ensure_once(links, ipv6=_serves_ipv6(self.kernel.elements))
             self.firewalls.ensure_once(links)
             self.kernel.commit(transaction)
 
@@ -203,10 +207,18 @@ class Reconciler:
     def _serves(self, key: Key) -> bool:
         return any(binding.state is State.ACTIVE for binding in self.bindings(key))
 
+    def _reach(self, keys: Iterable[Key]) -> None:
+        """Take in by which interface some containers are reached, if they have a port."""
+        for key in keys:
+            self._towards.pop(key, None)
+            workload = self.snapshot.workloads.get(key) or self.reserved.get(key)
+            endpoint = workload.endpoint if workload is not None else None
+            if endpoint is not None and endpoint.interface and self._serves(key):
+                self._towards[key] = endpoint.interface
+
     def _links(self) -> Links:
         """Give the bridges of our networks, and the interfaces towards containers that have a port."""
-        workloads = [w for w in (*self.snapshot.workloads.values(), *self.reserved.values()) if self._serves(w.key)]
-        towards = {w.endpoint.interface for w in workloads if w.endpoint and w.endpoint.interface}
+        towards = set(self._towards.values())
         for name in {n for n in towards if not ruleset.can_name(n)}:
             log.warning("interface %a cannot be named in nftables: a container behind it cannot reach itself", name)
             towards.discard(name)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
-from ctrport import amend
+from ctrport import amend, rhythm
 from ctrport.config import render
 from ctrport.errors import ConflictError, CtrportError, HostError, KernelError
 from ctrport.model import ports
@@ -47,6 +47,7 @@ class Service:
         self.config_waiting: tuple[str, ...] = ()  # keys whose new values the next start takes
         self.repairs = Repairs()
         self.last_resync = 0.0  # seconds since the epoch
+        self._cost = 0.0  # of the last full pass, in seconds of processor time
 
     @asynccontextmanager
     async def pause(self, patience: float) -> AsyncIterator[None]:
@@ -106,6 +107,11 @@ class Service:
         async with self._turn:
             await self._reconciler.review()
 
+    @property
+    def rest(self) -> float:
+        """Give the seconds from one full pass to the next."""
+        return rhythm.rest(self._settings.config.resync_seconds, self._cost)
+
     def uncertain(self) -> tuple[Key, ...]:
         """Give the containers that are to be looked at once more."""
         return tuple(self._reconciler.snapshot.uncertain)
@@ -113,6 +119,7 @@ class Service:
     async def resync(self) -> Json:
         """Make one full pass: containers, rules, networks."""
         async with self._turn:
+            begun = time.process_time()
             changes = await self._reconciler.resync()
             snapshot = self._reconciler.snapshot
             connected = await asyncio.to_thread(
@@ -122,6 +129,7 @@ class Service:
                 changes += await self._reconciler.refresh(connected)
             await self._remove_exited()
             self.last_resync = time.time()
+            self._cost = time.process_time() - begun
         return {"changes": len(changes), "trouble": self._trouble, **await self.bindings()}
 
     async def converge(self, containers: list[list[str]]) -> Json:
@@ -209,6 +217,7 @@ class Service:
         return {
             "containers": [self._container(key) for key in keys],
             "last_resync": self.last_resync,
+            "resync_seconds": self.rest,
             "uncertain": [list(key) for key in sorted(self.uncertain())],
             **self.repairs.to_json(),
         }

@@ -189,7 +189,7 @@ async def _listen_to_firewalld(doubt: Doubt) -> None:
 async def _remind(service: Service, doubt: Doubt) -> None:
     while True:
         try:
-            async with asyncio.timeout(service.settings.config.resync_seconds):
+            async with asyncio.timeout(service.rest):
                 await service.reconfigured.wait()
             service.reconfigured.clear()
         except TimeoutError:

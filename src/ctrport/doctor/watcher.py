@@ -51,6 +51,7 @@ class Watcher:
     containers: list[dict[str, Any]] = field(default_factory=list)  # as of its last pass
     uncertain: tuple[tuple[str, str], ...] = ()
     last_resync: float = 0.0  # seconds since the epoch
+    every: float | None = None  # seconds between full passes
     fighting: dict[str, str] = field(default_factory=dict)  # over what, and against which process
 
     @property
@@ -91,6 +92,7 @@ async def _ask(settings: Settings) -> Watcher:
         containers=reply["containers"],
         uncertain=tuple((namespace, name) for namespace, name in reply.get("uncertain", ())),
         last_resync=reply["last_resync"],
+        every=reply.get("resync_seconds"),
         fighting=reply.get("fighting", {}),
     )
 
@@ -146,7 +148,7 @@ def check(watcher: Watcher, settings: Settings, *, containerd_answers: bool) -> 
 
 
 def _behind(watcher: Watcher, settings: Settings) -> Iterator[Finding]:
-    age, every = time.time() - watcher.last_resync, settings.config.resync_seconds
+    age, every = time.time() - watcher.last_resync, watcher.every or settings.config.resync_seconds
     if age > BEHIND * every:
         clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(watcher.last_resync))
         yield Finding(

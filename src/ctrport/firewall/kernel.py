@@ -52,8 +52,6 @@ class KernelTable:
             self._seen = self.generation.foreign()
             listing = self.nft.listing()
             self._rules = _digest(listing)
-            if listing is not None:
-                self._remember(listing.counts)
             return listing
 
     def is_disturbed(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ctrport.errors import HostError
@@ -16,7 +15,7 @@ from ctrport.host import sysctl, sysctl_file
 from ctrport.network import proc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from ctrport.config import Settings
@@ -92,14 +91,14 @@ class HostSettings:
         self.trouble: tuple[str, ...] = ()  # what could not be set by the last pass, with what mends it
         self._state = settings.state
         self._config = settings.config
-        self._again: Callable[[], None] | None = None  # what the last pass did
+        self._for: tuple[Links, bool] | None = None  # for what the last pass set them
         self._set: list[Setting] = []  # as of then
 
     def ensure(self, links: Links, *, ipv6: bool) -> None:
         """Set what is needed and keep it from `sysctl --system`; what cannot be done is told once."""
         settings = wanted(links, ipv6=ipv6, changed=sysctl.changed(self._state))
         failures = _set_all(self._state, settings)
-        self._set, self._again = settings, partial(self.ensure, links, ipv6=ipv6)
+        self._set, self._for = settings, (links, ipv6)
         # Asked now: what counts is the namespace of the thread that has just set them.
         if (directory := sysctl_file.place(self._config)) is not None:
             lines = [(setting.name, setting.value, setting.why) for setting in settings]
@@ -112,16 +111,22 @@ class HostSettings:
             if text not in told:
                 log.error("%s", text)
 
+    def ensure_once(self, links: Links, *, ipv6: bool) -> None:
+        """Do the same, unless nothing else is needed than what was set; what others change is `mend`'s matter."""
+        if self.trouble or self._for != (links, ipv6):
+            self.ensure(links, ipv6=ipv6)
+
     def mend(self) -> list[str]:
         """Set again what somebody has changed since the last pass, and name it; costs a file's reading each.
 
         What could not be set by the pass is left to the next one.
         """
-        if self._again is None or self.trouble:
+        if self._for is None or self.trouble:
             return []
         found = [each.name for each in self._set if sysctl.read(each.name) not in (None, each.value)]
         if found:
-            self._again()
+            links, ipv6 = self._for
+            self.ensure(links, ipv6=ipv6)
         return [sysctl.spelled(name) for name in found]
 
 
