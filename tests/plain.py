@@ -56,3 +56,9 @@ def with_cni(ctrport: Cli, lab: Lab, *options: str) -> str:
     shell = ("unshare", "--mount", "sh", "-c", WITH_CNI, "sh", conflist)
     lab.host.run(*shell, *command, env=containerd.environment)
     return name
+
+
+def task_pid(ctrport: Cli, name: str) -> int:
+    """Give the process id of a container's task, 0 while none runs."""
+    tasks = [line.split() for line in ctrport.containerd.ctr("tasks", "list").splitlines()[1:]]
+    return next((int(task[1]) for task in tasks if task[0] == name and task[2] == "RUNNING"), 0)

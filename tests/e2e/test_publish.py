@@ -20,7 +20,7 @@ from ctrport.containerd.client import Client
 from ctrport.model.workload import Key
 from images import busybox_image
 from lab import REFUSED, Failure, connect, http_get, serve, until
-from plain import CNI_ADDRESS, with_cni, with_ns
+from plain import CNI_ADDRESS, task_pid, with_cni, with_ns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,11 +94,6 @@ def store(ctrport: Cli, name: str, value: bytes) -> None:
 
 def states(ctrport: Cli, name: str) -> list[tuple[int | None, str, str]]:
     return [(m["host_port"], m["state"], m["reason"]) for m in ctrport.entry(name)["mappings"]]
-
-
-def task_pid(ctrport: Cli, name: str) -> int:
-    tasks = [line.split() for line in ctrport.containerd.ctr("tasks", "list").splitlines()[1:]]
-    return next((int(task[1]) for task in tasks if task[0] == name and task[2] == "RUNNING"), 0)
 
 
 # ------------------------------------------------------------------------------------------------ on and off
