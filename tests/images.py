@@ -68,13 +68,14 @@ def busybox_image(
     )
 
 
-def web_image(path: Path, ref: str, *, page: str = "It works!\n") -> Path:
+def web_image(path: Path, ref: str, *, page: str = "It works!\n", labels: Mapping[str, str] | None = None) -> Path:
     """Write a busybox image that serves a page on port 80, and at /cgi-bin/whoami the client's address."""
     return busybox_image(
         path,
         ref,
         cmd=["httpd", "-f", "-p", "80", "-h", "/www"],
         exposed=["80/tcp"],
+        labels=labels,
         files={
             "/www/index.html": File(page.encode()),
             "/www/cgi-bin/whoami": File(WHOAMI, 0o755),

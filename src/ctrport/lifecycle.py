@@ -7,6 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from ctrport.errors import ConflictError, ContainerdError, NotFoundError
+from ctrport.model.annotations import in_pod
 from ctrport.model.workload import Status
 from ctrport.run.translate import RESTART_STATUS, RESTART_STOPPED
 
@@ -17,6 +18,22 @@ if TYPE_CHECKING:
 POLL = 0.02  # seconds between looks at a task that is to end
 KILL_PATIENCE = 10.0  # seconds for a task to end after SIGKILL
 OWNER_PATIENCE = 0.3  # seconds for a foreground ctr to delete its task
+
+
+def check_owner(container: Container) -> None:
+    """Refuse what belongs to a pod. ConflictError.
+
+    The kubelet would start again what we stop, and the CRI plugin keeps records of its own of what we remove.
+    """
+    if not in_pod(container):
+        return
+    pod = container.sandbox.pod if container.sandbox else None
+    what = f"{container.name} is a pod" if pod else f"container {container.name} is a part of a pod"
+    mend = "kubectl delete pod"
+    if pod:
+        unpublish = f"ctrport unpublish {container.name} --all"
+        mend = f"kubectl -n {pod.namespace} delete pod {pod.name}; for its ports alone: {unpublish}"
+    raise ConflictError(f"{what}, which Kubernetes starts, stops and removes", hint=mend)
 
 
 async def stop(client: Client, container: Container, *, patience: float) -> None:

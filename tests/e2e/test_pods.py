@@ -320,6 +320,33 @@ def test_while_nobody_watches(ctrport: Cli, watcher: Watcher, cri: Cri, lab: Lab
     assert states(ctrport, comes) == [(8082, "active", "")]
 
 
+def test_pods_are_kubernetes_to_stop(ctrport: Cli, watcher: Watcher, cri: Cri, lab: Lab):
+    """`stop`, `start` and `rm` refuse a pod, by its name and by its containers' ids, with what to do instead."""
+    pod = cri.run("web", "8080:80")
+    part = cri.start_container(pod, "httpd", WEB)
+    until(lambda: http_get(lab.remote, HOST, 8080) == PAGE, within=15, what="the page")
+    is_a_pod = (
+        "ctrport: shop/web is a pod, which Kubernetes starts, stops and removes\n"
+        "  mend: kubectl -n shop delete pod web; for its ports alone: ctrport unpublish shop/web --all\n"
+    )
+    is_a_part = (
+        f"ctrport: container {part} is a part of a pod, which Kubernetes starts, stops and removes\n"
+        "  mend: kubectl delete pod\n"
+    )
+    before = listed(ctrport)
+    for command in (("stop",), ("start",), ("rm",), ("rm", "-f")):
+        for name, said in ((str(pod), is_a_pod), (pod.id, is_a_pod), (part, is_a_part)):
+            result = ctrport("-n", NAMESPACE, *command, name)
+            assert (result.returncode, result.stdout, result.stderr) == (1, "", said)
+    assert listed(ctrport) == before
+    assert http_get(lab.remote, HOST, 8080) == PAGE
+    missing = ctrport("stop", "shop/nothing")
+    assert (missing.returncode, "there is no pod shop/nothing" in missing.stderr) == (1, True)
+    assert watcher.running
+    ctrport("unpublish", str(pod), "--all", check=True)
+    is_refused(lab, 8080)
+
+
 def test_a_malformed_annotation(ctrport: Cli, watcher: Watcher, cri: Cri, lab: Lab):
     """It is told by the pod's name and the spec, harms no other pod, and the pod's next sandbox mends it."""
     good = cri.run("good", "8080:80")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab import REFUSED, Failure, http_get, until
+from plain import with_ns
 
 if TYPE_CHECKING:
     from lab import Lab
@@ -31,17 +32,6 @@ def answers(lab: Lab, *ports: int) -> None:
         until(lambda port=port: page(lab, port) == PAGE, what=f"the page at {port}")
 
 
-def plain(ctrport: Cli, lab: Lab, number: int, *options: str) -> str:
-    """Start a container with plain ctr on somebody else's bridge."""
-    if "br0" not in lab.host.run("ip", "-o", "link").stdout:
-        lab.bridge("br0", "198.51.100.1/24")
-    ns = lab.container_like(f"plain{number}", "br0", f"198.51.100.{number}/24", gateway4="198.51.100.1")
-    name = ctrport.containerd.unique("plain")
-    options = (*options, "--with-ns", f"network:{ns.path}")
-    ctrport.containerd.ctr("run", "-d", *options, ctrport.containerd.image, name)
-    return name
-
-
 def asking(specs: str) -> tuple[str, str]:
     return "--annotation", f"ctrport.io/publish={specs}"
 
@@ -62,7 +52,7 @@ def configure(ctrport: Cli, watcher: Watcher, text: str, said: str = "read the c
 def test_refused_then_allowed_on_sighup(ctrport: Cli, watcher: Watcher, lab: Lab):
     """What the policy forbids is refused with its reason in ps and once in the log, and mapped once allowed."""
     configure(ctrport, watcher, ONLY_8081)
-    name = plain(ctrport, lab, 2, *asking("8080:80, 8081:80"))
+    name = with_ns(ctrport, lab, *asking("8080:80, 8081:80"))
     answers(lab, 8081)
     assert page(lab, 8080) is REFUSED
     assert states(ctrport, name) == [(8080, "refused", REASON), (8081, "active", "")]
@@ -111,7 +101,7 @@ def test_a_run_that_is_refused(ctrport: Cli, request: pytest.FixtureRequest, *, 
 def test_a_bad_reload_keeps_the_old(ctrport: Cli, watcher: Watcher, lab: Lab):
     """A file that is wrong changes nothing: log, ps, config show and config check say where it is wrong."""
     configure(ctrport, watcher, ONLY_8081)
-    name = plain(ctrport, lab, 2, *asking("8080:80, 8081:80"))
+    name = with_ns(ctrport, lab, *asking("8080:80, 8081:80"))
     answers(lab, 8081)
     before = states(ctrport, name)
     fault = f"{ctrport.config}: line 4: policy.allow[0].host_port: unknown key 'host_port'"
@@ -187,7 +177,7 @@ def test_the_time_between_full_passes_changes_at_once(ctrport: Cli, watcher: Wat
 
 def test_a_label_that_asks(ctrport: Cli, watcher: Watcher, lab: Lab):
     """A label publishes nothing until the policy trusts labels, and nothing any more when it does not."""
-    name = plain(ctrport, lab, 2)
+    name = with_ns(ctrport, lab)
     # Not with `ctr run --label`, which writes an annotation too.
     ctrport.containerd.ctr("containers", "label", name, "ctrport.io/publish=8080:80")
     ctrport("sync", check=True)
@@ -201,7 +191,7 @@ def test_a_label_that_asks(ctrport: Cli, watcher: Watcher, lab: Lab):
 
 def test_the_order_of_creation_outlives_the_watcher(ctrport: Cli, watcher: Watcher, lab: Lab):
     """The port goes from the oldest to the next, also when its holder ended while no watcher ran."""
-    first, second, third = (plain(ctrport, lab, number, *asking("8080:80")) for number in (2, 3, 4))
+    first, second, third = (with_ns(ctrport, lab, *asking("8080:80"), number=number) for number in (2, 3, 4))
 
     def held_by(holder: str, waiting: tuple[str, ...]) -> None:
         until(lambda: states(ctrport, holder) == [(8080, "active", "")], what=f"the port for {holder}")

@@ -439,7 +439,7 @@ def test_network_of_another_container(watched: Cli, lab: Lab):
         refused(lab.remote, HOST, 8080)
         with watched.container("--network", f"container:{pod}", word="member") as member:
             assert answers(lab.remote, HOST, 8080) == PAGE
-            for command in (("ip", "-o", "addr"), ("cat", "/etc/hosts"), ("cat", "/etc/resolv.conf")):
+            for command in (("readlink", "/proc/1/ns/net"), ("cat", "/etc/hosts"), ("cat", "/etc/resolv.conf")):
                 assert watched.execute(pod, *command) == watched.execute(member, *command)
         refused(lab.remote, HOST, 8080)
         assert watched.entry(pod)["mappings"] == [active(80, 8080)]

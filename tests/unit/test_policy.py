@@ -474,6 +474,24 @@ def test_a_label_asks_only_where_it_is_trusted(
         assert dict(workload.labels) == container.labels
 
 
+@pytest.mark.parametrize("mark", ["nerdctl/networks", "nerdctl/namespace"])
+def test_a_label_beside_those_of_nerdctl_is_never_trusted(mark: str):
+    """Such a container is published by nerdctl; an annotation on it is of the one who ran it, and counts."""
+    labels = {annotations.PUBLISH: "8080:80", mark: "default"}
+    container = Container(key=Key("default", "a"), created_at=1, labels=labels)
+    assert not annotations.asks(container, trust_labels=True)
+    asking = replace(container, annotations={**labels, annotations.PUBLISH: "8081:80"})
+    workload = annotations.read_workload(asking, None, trust_labels=True)
+    assert workload is not None
+    assert [str(m) for m in workload.requests] == ["8081:80/tcp"]
+
+
+def test_a_label_of_dockerd_is_never_trusted():
+    """What dockerd makes is in a namespace of its own, and published by dockerd."""
+    container = Container(key=Key("moby", "a"), created_at=1, labels={annotations.PUBLISH: "8080:80"})
+    assert not annotations.asks(container, trust_labels=True)
+
+
 def test_a_label_in_a_pod_is_never_trusted():
     """Its containers' labels are the image's."""
     labels = {annotations.PUBLISH: "8080:80", annotations.CRI_KIND: "container"}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.control import Writer
+    from ctrport.model.workload import Container
 
 Names = Annotated[list[str], typer.Argument(metavar="CONTAINER...")]
 
@@ -86,7 +87,8 @@ def start(context: typer.Context, containers: Names) -> None:
     settings: Settings = context.obj
     unwatched: list[Key] = []
 
-    async def work(client: Client, link: Writer, key: Key) -> None:
+    async def work(client: Client, link: Writer, record: Container) -> None:
+        key = record.key
         if not await start_container(settings, client, link, key):
             note(f"{key.id} runs already")
         elif not link.watched:
@@ -108,8 +110,8 @@ def stop(
     from ctrport import lifecycle  # noqa: PLC0415
     from ctrport.model.annotations import is_auto_remove  # noqa: PLC0415
 
-    async def work(client: Client, link: Writer, key: Key) -> None:
-        record = await client.container(key)
+    async def work(client: Client, link: Writer, record: Container) -> None:
+        key = record.key
         await lifecycle.stop(client, record, patience=timeout)
         if is_auto_remove(record):
             await lifecycle.remove(client, key, force=True)
@@ -128,10 +130,9 @@ def rm(
     """Remove containers, and give back their addresses, namespaces and files."""
     from ctrport import lifecycle  # noqa: PLC0415
 
-    async def work(client: Client, link: Writer, key: Key) -> None:
-        await client.container(key)
-        await lifecycle.remove(client, key, force=force)
-        await link.call("release", container=list(key))
+    async def work(client: Client, link: Writer, record: Container) -> None:
+        await lifecycle.remove(client, record.key, force=force)
+        await link.call("release", container=list(record.key))
 
     _each(context.obj, containers, work)
 
@@ -144,6 +145,7 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
     from ctrport.containerd.client import Client  # noqa: PLC0415
     from ctrport.control import writer  # noqa: PLC0415
     from ctrport.errors import CtrportError  # noqa: PLC0415
+    from ctrport.lifecycle import check_owner  # noqa: PLC0415
 
     async def everyone() -> bool:
         failed = False
@@ -153,7 +155,9 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
         ):
             for name in containers:
                 try:
-                    await work(client, link, key_of(settings, name))
+                    record = await client.container(await find(settings, client, name))
+                    check_owner(record)
+                    await work(client, link, record)
                     print_lines([name])
                 except CtrportError as error:
                     failed = True

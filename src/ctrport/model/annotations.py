@@ -34,6 +34,7 @@ CRI_NAMESPACE = "k8s.io"
 CRI_KIND = "io.cri-containerd.kind"
 # dockerd keeps its containers here, and publishes their ports itself.
 FOREIGN_NAMESPACES = frozenset({"moby", "plugins.moby"})
+NERDCTL = "nerdctl/"  # how the labels begin that nerdctl gives to each of its containers, as nerdctl/networks
 
 Exposed = tuple[tuple[int, Protocol], ...]
 
@@ -53,7 +54,12 @@ def asks(container: Container, *, trust_labels: bool = False) -> bool:
 
 def is_auto_remove(container: Container) -> bool:
     """Whether a container is to be removed once it has exited. A pod's containers are the kubelet's to remove."""
-    return container.annotations.get(AUTO_REMOVE) == "true" and not _in_pod(container)
+    return container.annotations.get(AUTO_REMOVE) == "true" and not in_pod(container)
+
+
+def in_pod(container: Container) -> bool:
+    """Whether a container is one of a pod's, the pause container too."""
+    return container.key.namespace == CRI_NAMESPACE and CRI_KIND in container.labels
 
 
 def asks_for_exposed(container: Container, *, trust_labels: bool = False) -> bool:
@@ -166,14 +172,15 @@ def read_workload(
 def wish(container: Container, *, trust_labels: bool) -> str:
     """Give the text of a container's port specs: a pod's from its annotations, another's from its OCI spec.
 
-    A label's only where there is no annotation, and labels are trusted.
+    A label's only where there is no annotation, and labels are trusted; on nerdctl's containers never: it publishes
+    by itself, and gives containers the labels of their images. Its annotations are of the one who ran it.
     """
     if container.sandbox is not None:
         return container.sandbox.publish.strip()
     if _barred_by_owner(container):
         return ""
     specs = container.annotations.get(PUBLISH)
-    if specs is None and trust_labels:
+    if specs is None and trust_labels and not any(name.startswith(NERDCTL) for name in container.labels):
         specs = container.labels.get(PUBLISH)
     return (specs or "").strip()
 
@@ -182,13 +189,9 @@ def _barred_by_owner(container: Container) -> str:
     """Say why a container is none of ours to look at; empty when it is."""
     if container.key.namespace in FOREIGN_NAMESPACES:
         return "the container is dockerd's, which publishes its ports itself"
-    if _in_pod(container) and container.sandbox is None:
+    if in_pod(container) and container.sandbox is None:
         return "the container is a part of a pod: a pod's ports are published as a whole, by its NAMESPACE/NAME"
     return ""
-
-
-def _in_pod(container: Container) -> bool:
-    return container.key.namespace == CRI_NAMESPACE and CRI_KIND in container.labels
 
 
 def _held(pod: str, mapping: PortMapping, endpoint: Endpoint | None) -> Listener:
