@@ -100,6 +100,14 @@ class Stage:
     def _wait(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
 
+    def stop_containerd(self) -> None:
+        """End the server, and its socket."""
+        self._wait(self.fake.stop_server())
+        Path(self.fake.address).unlink(missing_ok=True)
+
+    def start_containerd(self) -> None:
+        self._wait(self.fake.start_server())
+
     def do(self, action: Callable[[FakeContainerd], T]) -> T:
         """Run something with the fake on its own thread, as one step that no request comes between."""
 
