@@ -67,6 +67,7 @@ class FakeContainerd:
         self.delay: dict[str, float] = {}
         self.calls: Counter[str] = Counter()
         self.silent: set[str] = set()  # containers about whose tasks there is no answer, whatever comes
+        self.clock = 0  # seconds that its clock is ahead of this machine's
         self.swallow_events = 0  # so many next subscriptions never become live
         self._subscribers: set[asyncio.Queue[ev.Envelope | None]] = set()
         self._pid = 1000
@@ -90,7 +91,9 @@ class FakeContainerd:
 
     def add(self, key: Key, oci: dict[str, Any] | None = None, **fields: Any) -> Key:
         """Create a container, with `spec()` unless `oci` is given."""
-        record = api.Container(id=key.id, snapshotter="fake", snapshot_key=key.id, created_at=_now(), **fields)
+        created_at = _now()
+        created_at.seconds += self.clock
+        record = api.Container(id=key.id, snapshotter="fake", snapshot_key=key.id, created_at=created_at, **fields)
         value = json.dumps(spec() if oci is None else oci).encode()
         record.spec.CopyFrom(AnyMessage(type_url=decode.SPEC_TYPE, value=value))
         self.records[key] = record

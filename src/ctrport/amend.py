@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ctrport.containerd.client import Client
+    from ctrport.model.ledger import Ledger
     from ctrport.model.ports import PortMapping
     from ctrport.model.workload import Container, Key
     from ctrport.reconcile import Reconciler
@@ -38,7 +39,9 @@ async def publish(client: Client, reconciler: Reconciler, key: Key, specs: str) 
     container = await _container(client, key)
     asked = await reconciler.snapshot.asked(container)
     changes, _ = amended(container)
-    value = changes.publish(asked, wanted, time.time_ns()).encode()
+    if reconciler.ledger is None:
+        await reconciler.resync()
+    value = changes.publish(asked, wanted, stamp(reconciler.ledger)).encode()
     reconciler.snapshot.trials[key] = value
     try:
         await reconciler.refresh([key])
@@ -49,6 +52,11 @@ async def publish(client: Client, reconciler: Reconciler, key: Key, specs: str) 
         await reconciler.refresh([key])
     served = [b.to_json() for b in reconciler.bindings(key) if b.mapping in wanted]
     return {"running": running, "mappings": served}
+
+
+def stamp(ledger: Ledger | None) -> int:
+    """Give the time of a wish that is made now, later than all there are: the clock may have been set back."""
+    return max(time.time_ns(), ledger.newest + 1 if ledger else 0)
 
 
 async def unpublish(client: Client, reconciler: Reconciler, key: Key, specs: str | None) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Service:
         self.config_error: str | None = None  # of the last reading of config.toml
         self.config_waiting: tuple[str, ...] = ()  # keys whose new values the next start takes
         self.repairs = Repairs()
-        self.last_resync = 0.0  # seconds since the epoch
+        self._resynced = time.monotonic()  # the last full pass, or our own beginning
         self._cost = 0.0  # of the last full pass, in seconds of processor time
 
     @asynccontextmanager
@@ -128,7 +128,7 @@ class Service:
             if connected:  # without an address they had no endpoint a moment ago
                 changes += await self._reconciler.refresh(connected)
             await self._remove_exited()
-            self.last_resync = time.time()
+            self._resynced = time.monotonic()
             self._cost = time.process_time() - begun
         return {"changes": len(changes), "trouble": self._trouble, **await self.bindings()}
 
@@ -162,7 +162,10 @@ class Service:
                 raise ConflictError(f"a container named {key.id} exists already, or is being created")
             await asyncio.to_thread(attach.detach, self._settings.root, key)  # what another of that name left
             workload = Workload(
-                key=key, created_at=time.time_ns(), requests=mappings, labels=tuple(sorted(labels.items()))
+                key=key,
+                created_at=amend.stamp(self._reconciler.ledger),
+                requests=mappings,
+                labels=tuple(sorted(labels.items())),
             )
             self._reconciler.reserved[key] = workload
             try:
@@ -216,7 +219,7 @@ class Service:
         keys = [Key(*container)] if container else sorted(reconciler.snapshot.workloads)
         return {
             "containers": [self._container(key) for key in keys],
-            "last_resync": self.last_resync,
+            "since_resync": time.monotonic() - self._resynced,  # seconds that no change of the clock counts in
             "resync_seconds": self.rest,
             "uncertain": [list(key) for key in sorted(self.uncertain())],
             **self.repairs.to_json(),

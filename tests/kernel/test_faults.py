@@ -6,6 +6,7 @@ the program.
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ from soak.stage import Stage, add
 from soak.world import HOST4
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
     from ctrport.errors import CtrportError
@@ -102,6 +102,43 @@ def test_events_that_get_lost(stage: Stage):
     stage.do(lose)
     assert right(stage)
     assert [echoes(stage, port) for port in (8000, 8001, 8002, 8010)] == [False, False, True, True]
+
+
+def test_a_socket_that_goes_and_comes(stage: Stage):
+    """Removed under a containerd that lives it is missed by nobody who is connected; else all stays as it was."""
+    stage.watch(config="resync_seconds = 0.5\n")
+    web = start(stage, "web", f"8000:{ECHO_PORT}")
+    assert right(stage)
+    socket = Path(stage.fake.address)
+    socket.rename(socket.with_name("hidden"))
+    start(stage, "late", f"8001:{ECHO_PORT}", 1)
+    assert right(stage)
+    stage.stop_containerd()
+    until(lambda: "no events from containerd" in stage.log, what="the watcher's word")
+    until(lambda: "a pass failed" in stage.log, what="a pass")
+    stage.do(lambda fake: fake.exit(web))
+    start(stage, "new", f"8002:{ECHO_PORT}", 2)
+    assert [echoes(stage, 8000 + n) for n in range(3)] == [True, True, False]
+    stage.start_containerd()
+    assert right(stage)
+    assert [echoes(stage, 8000 + n) for n in range(3)] == [False, True, True]
+
+
+def test_a_table_of_our_name_that_another_process_owns(stage: Stage):
+    """The kernel lets nobody else write it. That is told, and the port is back when the process has ended."""
+    stage.watch()
+    start(stage, "web", f"8000:{ECHO_PORT}")
+    assert right(stage)
+    owner = stage.lab.host.popen("nft", "-i", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert owner.stdin is not None
+    owner.stdin.write(b"delete table inet ctrport\nadd table inet ctrport { flags owner; }\n")
+    owner.stdin.flush()
+    until(lambda: "Operation not permitted" in stage.log, within=30, what="the watcher's word")
+    assert not echoes(stage, 8000)
+    owner.stdin.close()
+    owner.wait(10)
+    until(lambda: echoes(stage, 8000), within=90, what="the port")
+    assert right(stage)
 
 
 def test_a_container_that_hangs(stage: Stage):

@@ -27,6 +27,7 @@ def crowd(number: int, say: Callable[[str], None]) -> int:
     wrong: list[str] = []
     with World() as world, ThreadPoolExecutor(AT_ONCE) as pool:
         rules = kernel.rules(world.lab.host)
+        say(f"at the start: {Size.of(world.watcher.pid)}")
         names = [world.containerd.unique("crowd") for _ in range(number)]
 
         def compare(what: str) -> None:

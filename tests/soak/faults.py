@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -80,6 +81,16 @@ def containerd_away(world: World, _rng: Random) -> Iterator[None]:
     world.containerd.kill()
     yield
     world.containerd.start()
+
+
+@contextlib.contextmanager
+def socket_away(world: World, _rng: Random) -> Iterator[None]:
+    """Who is connected stays so; who comes anew finds no containerd."""
+    there = Path(world.containerd.address)
+    hidden = there.with_name("hidden.sock")
+    there.rename(hidden)
+    yield
+    hidden.rename(there)
 
 
 @contextlib.contextmanager
@@ -217,6 +228,7 @@ FAULTS = (
     Fault("SIGHUPs", 2, asked_for_a_pass),
     Fault("containerd killed and started", 2, containerd_restarted, hinders=True),
     Fault("containerd away", 2, containerd_away, hinders=True),
+    Fault("containerd's socket away", 2, socket_away, hinders=True),
     Fault("nft flush ruleset", 4, everything_flushed),
     Fault("an nftables.conf loaded", 3, nftables_conf_loaded),
     Fault("our table deleted", 4, table_deleted),

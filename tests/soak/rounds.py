@@ -132,7 +132,7 @@ class Soak:
         self._history.append(f"  {operation.name} on slot {slot.number} ({slot.name}): {wrong or 'done'}")
         if wrong and hindered:
             self.tally.hindered += 1
-            self._unclear += [slot] if operation.on in {"running", "stopped"} else []
+            self._unclear += [slot] if operation.on else []
         elif wrong:
             self._mismatch([f"{operation.name} on {slot.name}: {wrong}"])
         if operation.leaves == "absent" and not wrong:
@@ -140,8 +140,12 @@ class Soak:
 
     def _clear_up(self) -> None:
         """Remove what a fault has left otherwise than the plan intends."""
-        for slot in [slot for slot in self._unclear if slot.made]:
+        for slot in self._unclear:
+            # `run` cannot take back what it has started while containerd is away.
+            there = slot.name in self._world.ctr(slot, "containers", "list", "--quiet").stdout.split()
             slot.made = False
+            if not there:
+                continue
             if wrong := remove(self._world, slot, self._plan):
                 self._mismatch([f"rm -f of {slot.name}: {wrong}"])
         self._unclear.clear()

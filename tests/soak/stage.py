@@ -29,7 +29,7 @@ from soak.answers import Answerer
 from soak.wanted import Container, Mapping, mappings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 PATIENCE = 30.0
@@ -100,6 +100,14 @@ class Stage:
     def _wait(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
 
+    def stop_containerd(self) -> None:
+        """End the server, and its socket."""
+        self._wait(self.fake.stop_server())
+        Path(self.fake.address).unlink(missing_ok=True)
+
+    def start_containerd(self) -> None:
+        self._wait(self.fake.start_server())
+
     def do(self, action: Callable[[FakeContainerd], T]) -> T:
         """Run something with the fake on its own thread, as one step that no request comes between."""
 
@@ -115,21 +123,29 @@ class Stage:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {**kept, "PYTHONPATH": ":".join(sys.path), "NOTIFY_SOCKET": str(self.directory / "notify")}
 
+    def words(self) -> tuple[str | Path, ...]:
+        """Give the global options of a command that is for this stage."""
+        settings = ("--config", self.directory / "config.toml")
+        return ("--address", self.fake.address, "--root", self.root, "--state", self.state, *settings)
+
     def watch(
-        self, *, config: str = "", program: tuple[str, ...] = ("-m", "ctrport"), within: float = PATIENCE
+        self,
+        *,
+        config: str = "",
+        program: tuple[str, ...] = ("-m", "ctrport"),
+        env: Mapping[str, str] | None = None,
+        within: float = PATIENCE,
     ) -> subprocess.Popen[bytes]:
         """Start `ctrport watch`, or another Python program with its command line, and wait until it is ready."""
-        settings = self.directory / "config.toml"
-        settings.write_text(config)
-        directories = ("--root", self.root, "--state", self.state, "--config", settings)
+        (self.directory / "config.toml").write_text(config)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self.log_path.open("ab") as log:
             path = self.directory / "notify"
             path.unlink(missing_ok=True)
             notify.bind(str(path))
             notify.settimeout(within)
             process = self.lab.host.popen(
-                *(sys.executable, *program, "--address", self.fake.address, *directories, "watch"),
-                env=self.environment(),
+                *(sys.executable, *program, *self.words(), "watch"),
+                env={**self.environment(), **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -50,7 +50,7 @@ class Watcher:
     hint: str = ""
     containers: list[dict[str, Any]] = field(default_factory=list)  # as of its last pass
     uncertain: tuple[tuple[str, str], ...] = ()
-    last_resync: float = 0.0  # seconds since the epoch
+    since_resync: float = 0.0  # seconds since its last full pass
     every: float | None = None  # seconds between full passes
     fighting: dict[str, str] = field(default_factory=dict)  # over what, and against which process
 
@@ -91,7 +91,7 @@ async def _ask(settings: Settings) -> Watcher:
         pid=pid,
         containers=reply["containers"],
         uncertain=tuple((namespace, name) for namespace, name in reply.get("uncertain", ())),
-        last_resync=reply["last_resync"],
+        since_resync=reply["since_resync"],
         every=reply.get("resync_seconds"),
         fighting=reply.get("fighting", {}),
     )
@@ -148,14 +148,14 @@ def check(watcher: Watcher, settings: Settings, *, containerd_answers: bool) -> 
 
 
 def _behind(watcher: Watcher, settings: Settings) -> Iterator[Finding]:
-    age, every = time.time() - watcher.last_resync, watcher.every or settings.config.resync_seconds
+    age, every = watcher.since_resync, watcher.every or settings.config.resync_seconds
     if age > BEHIND * every:
-        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(watcher.last_resync))
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - age))
         yield Finding(
             code=Code.WATCHER_BEHIND,
             severity=Severity.WARNING,
             what=f"the watcher's last full pass was {age:.0f} s ago, and there should be one every {every:g} s",
-            detail=f"last full pass: {clock if watcher.last_resync else 'never'}",
+            detail=f"by the clock as it is now: {clock}",
             fix=(JOURNAL, "ctrport sync"),
         )
 

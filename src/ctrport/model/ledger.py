@@ -2,10 +2,9 @@
 
 Theory of operation. Every request for a host port stands in one *bucket*, named by protocol and port. Within a
 bucket requests are served in the order in which they were asked for, which is their containers' creation unless
-`publish` came later; one that overlaps an earlier winner waits.
-Requests for a port of the host's choice (pools and automatic ones) are first given a port and then stand in
-that port's bucket like any other. A change touches the buckets of the container that changed and no others, so
-its cost does not grow with the number of containers.
+`publish` came later; one that overlaps an earlier winner waits. Requests for a port of the host's choice (pools and
+automatic ones) are first given a port and then stand in that port's bucket like any other. A change touches the
+buckets of the container that changed and no others: its cost does not grow with the number of containers.
 
 The ledger knows no kernel and no clock: the facts of the host come in as `Host`, and `settle()` gives what
 changed as pairs of bindings. What the operator's policy does not allow is refused, and a port of the host's choice
@@ -47,6 +46,7 @@ class Ledger:
         policy: Policy | None = None,
     ) -> None:
         self._policy = policy or Policy()
+        self.newest = 0  # of the times at which anything was ever asked for
         self._workloads: dict[Key, Workload] = {}
         self._requests: dict[Key, dict[object, Request]] = {}
         self._buckets: dict[tuple[Protocol, int], list[Request]] = {}
@@ -79,8 +79,7 @@ class Ledger:
         """Take who has ports now, the most telling first; who waits for one that is gone is judged again."""
         former = {name: {*there, *self._taken.get(name, ())} for name, there in self._listeners.items()}
         former |= {name: set(taken) for name, taken in self._taken.items() if name not in former}
-        self._taken = {}
-        self._listeners = {}
+        self._taken, self._listeners = {}, {}
         for listener in listeners:
             self._listeners.setdefault((listener.protocol, listener.port), []).append(listener)
         for name in former.keys() & self._buckets.keys():
@@ -135,6 +134,7 @@ class Ledger:
         exact = {r.port for r in new.values() if not r.floating and r.port is not None}
         for identity, request in new.items():
             asked_at = workload.rank_of(request.mapping)
+            self.newest = max(self.newest, asked_at)
             if request.asked_at != asked_at:  # a reservation has become a container
                 self._rank(request, asked_at)
             if request.grant != grant:
