@@ -121,12 +121,12 @@ class Reconciler:
             return await self.resync()
         self._believed = False  # until the kernel has what comes of it
         keys = tuple(keys)
+        had_host_ports = any(w.host_ports for w in map(self.snapshot.workloads.get, keys) if w)
         # Both wait for somebody else most of the time: the kernel, and containerd.
         disturbed, answers = await asyncio.gather(asyncio.to_thread(self._begin), self.snapshot.ask(*keys))
         if disturbed:
             log.warning("somebody has changed or removed our rules: making a full pass")
             return await self.resync()
-        had_host_ports = any(w.host_ports for w in map(self.snapshot.workloads.get, keys) if w)
         await self.snapshot.take(answers)
         self._put(keys)
         looked = any(key in self.snapshot.workloads or key in self.reserved for key in keys)

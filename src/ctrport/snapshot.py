@@ -115,6 +115,7 @@ class Snapshot:
             self.known.discard(key)
         finally:
             asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
         self.workloads.pop(key, None)
         return None
 
