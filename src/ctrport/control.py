@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ctrport.config import Settings
+    from ctrport.connection import Connection
     from ctrport.containerd.client import Client
     from ctrport.service import Service
     from ctrport.session import Session
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 SOCKET = "watch.sock"
 LINE_LIMIT = 64 << 20  # bytes: all mappings of a host, some hundred bytes each
 PATIENCE = 60.0  # seconds for the writer to answer, or to let go of the lock
+UNTOUCHED = ("configuration", "prospect")  # operations that speak of nothing that a pass changes
 READY_PATIENCE = 5.0  # seconds that a watcher may still take for its first pass
 
 
@@ -90,7 +92,7 @@ async def connect(settings: Settings) -> AsyncIterator[Writer | None]:
 
 
 @asynccontextmanager
-async def writer(settings: Settings, client: Client) -> AsyncIterator[Writer]:
+async def writer(settings: Settings, connection: Connection) -> AsyncIterator[Writer]:
     """Give the watcher where one runs, else take the lock and be the writer for the time of the block."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE
@@ -110,7 +112,7 @@ async def writer(settings: Settings, client: Client) -> AsyncIterator[Writer]:
         await asyncio.sleep(lock.POLL)
     local = None
     try:
-        local = _session(settings.without_watcher(), client)
+        local = _session(settings.without_watcher(), connection.client)
         yield local
     finally:
         if local is not None:
@@ -194,7 +196,7 @@ class Server:
                     f"the watcher of {self._settings.state} watches {self._settings.address}, not {address}",
                     hint=f"export CONTAINERD_ADDRESS={shlex.quote(self._settings.address)}",
                 )
-            if operation != "configuration":  # which no pass changes
+            if operation not in UNTOUCHED:
                 await self._wait_until_ready()
             return {"result": await session.call(operation, **request)}
         except CtrportError as error:

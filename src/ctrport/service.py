@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ctrport import amend
 from ctrport.config import render
 from ctrport.errors import ConflictError, CtrportError, HostError, KernelError
+from ctrport.inquiry import Inquiry
 from ctrport.model import ports
 from ctrport.model.bindings import State
 from ctrport.model.workload import Key, Status, Workload
@@ -39,6 +40,7 @@ class Service:
 
     def __init__(self, client: Client, reconciler: Reconciler) -> None:
         self._client = client
+        self.inquiry = Inquiry(client)
         self._reconciler = reconciler
         self._settings = reconciler.settings
         self._turn = asyncio.Lock()

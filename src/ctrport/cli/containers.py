@@ -15,6 +15,7 @@ from ctrport.run.names import check_identifier
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
+    from ctrport.connection import Connection
     from ctrport.containerd.client import Client
     from ctrport.control import Writer
 
@@ -141,19 +142,19 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
     import asyncio  # noqa: PLC0415
 
     from ctrport.cli.output import print_error  # noqa: PLC0415
-    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.connection import Connection  # noqa: PLC0415
     from ctrport.control import writer  # noqa: PLC0415
     from ctrport.errors import CtrportError  # noqa: PLC0415
 
     async def everyone() -> bool:
         failed = False
         async with (
-            Client(settings.address, timeout=settings.config.timeout_seconds) as client,
-            writer(settings, client) as link,
+            Connection(settings) as connection,
+            writer(settings, connection) as link,
         ):
             for name in containers:
                 try:
-                    await work(client, link, key_of(settings, name))
+                    await work(connection.client, link, key_of(settings, name))
                     print_lines([name])
                 except CtrportError as error:
                     failed = True
@@ -165,13 +166,13 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
 
 
 async def _entry(settings: Settings, name: str) -> dict[str, Any]:
-    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.connection import Connection  # noqa: PLC0415
     from ctrport.observe import bindings  # noqa: PLC0415
 
-    async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-        key = await find(settings, client, name)
-        await client.container(key)  # or say that there is none
-        for entry in await bindings(settings, client):
+    async with Connection(settings) as connection:
+        key = await find(settings, connection, name)
+        await connection.client.container(key)  # or say that there is none
+        for entry in await bindings(settings, connection.client):
             if Key(entry["namespace"], entry["id"]) == key:
                 return entry
     return {"addresses": [], "mappings": []}
@@ -242,10 +243,10 @@ def _asked(mapping: dict[str, Any]) -> str:
     return f"{where}->{mapping['container_port']}/{mapping['protocol']}"
 
 
-async def find(settings: Settings, client: Client, name: str) -> Key:
+async def find(settings: Settings, connection: Connection, name: str) -> Key:
     """Give the container of a name: a pod's pause container by NAMESPACE/NAME, or NotFoundError."""
     if "/" in name:  # in no container's id, and in every pod's name
-        return (await client.pod(name)).key
+        return (await connection.client.pod(name)).key
     return key_of(settings, name)
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrport import lifecycle
-from ctrport.control import writer
+from ctrport.control import connect, writer
 from ctrport.errors import ConflictError, CtrportError, HostError, InputError, NotFoundError
+from ctrport.inquiry import Inquiry
 from ctrport.model.annotations import automatic, exposed_ports
 from ctrport.model.listing import join
 from ctrport.model.workload import Key
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ctrport.config import Settings
+    from ctrport.connection import Connection
     from ctrport.containerd.client import Client
     from ctrport.control import Writer
     from ctrport.model.ports import PortMapping
@@ -53,40 +55,37 @@ class _Place:
     mounts: tuple[tuple[Path, str], ...] = ()
 
 
-async def run(settings: Settings, client: Client, options: Options) -> Started:
+async def run(settings: Settings, connection: Connection, options: Options) -> Started:
     """Create and start a container with its ports; in the foreground, wait for its end."""
     check_host()
     check_sources(options)
-    version = await client.version()  # and so fail before anything else when containerd is not there
-    check_restart_policy(options, version)
-    image = options.image if options.rootfs else await _image(settings, client, options)
-    options = replace(options, publish=await _requests(settings, client, options, image))
     name = options.name or names.generated_name(options.image)
     key = Key(settings.namespace, names.check_identifier("the name", name))
-    await _check_free(client, key)
-    async with writer(settings, client) as link, AsyncExitStack() as undo:
-        place = await _place(settings, client, link, options=options, key=key, undo=undo)
+    image, config = await _image(settings, connection, options, key)
+    options = replace(options, publish=await _requests(settings, options, config))
+    async with writer(settings, connection) as link, AsyncExitStack() as undo:
+        place = await _place(settings, connection, link, options=options, key=key, undo=undo)
         where = files.directory(settings.root, key)
         output = where / "output.log" if options.detach and not options.tty else None
         command = translate.create(settings, options, name=name, image=image, netns=place.netns, files=place.mounts)
-        await _create(client, key, command, undo)
-        await _patch(client, key, options, place.hostname)
+        await _create(connection, key, command, undo)
+        await _patch(link, key, options, hostname=place.hostname, config=config)
         pid_file = where / "pid"
         command = translate.start(settings, detach=options.detach, name=name, pid_file=pid_file, log=output)
-        task = process.Task(command, client, key, pid_file)
+        task = process.Task(command, connection, key, pid_file)
         undo.push_async_callback(task.abandon)
         await task.start(detach=options.detach, interactive=options.interactive, tty=options.tty)
         if policy := translate.restart(settings, options, name=name, log=output):
             await process.run(policy, f"set the restart policy of {name}")
         result = await link.call("release", container=list(key))
-        await _check_mapped(client, key, options, result)
+        await _check_mapped(link, key, options, result)
         for text in result["trouble"] if link.watched else ():  # else our own pass has told it
             log.warning("%s", text)
         undo.pop_all()
     if options.detach:
         return Started(name=name, exit_code=None, watched=link.watched)
     code = await task.wait()
-    await _after(settings, client, options, key)
+    await _after(settings, connection, options, key)
     return Started(name=name, exit_code=code, watched=link.watched)
 
 
@@ -122,39 +121,54 @@ def check_restart_policy(options: Options, version: str) -> None:
         )
 
 
-async def _check_free(client: Client, key: Key) -> None:
-    try:
-        await client.container(key)
-    except NotFoundError:
-        return
-    raise ConflictError(
-        f"a container named {key.id} exists already", hint=f"ctrport rm {key.id}, or another --name"
-    )
+async def _image(
+    settings: Settings, connection: Connection, options: Options, key: Key
+) -> tuple[str, dict[str, Any]]:
+    """Give the image's name here and its configuration, once it is clear that the container can be made.
 
-
-async def _image(settings: Settings, client: Client, options: Options) -> str:
-    """Give the reference of an image that is here, pulled if need be."""
+    The image is pulled if need be. A directory has no configuration.
+    """
+    if options.rootfs:
+        await _prospect(settings, connection, options, key, [])
+        return options.image, {}
     reference = names.full_reference(options.image)
-    if options.pull != "always":
-        for candidate in dict.fromkeys((reference, options.image)):
-            if await client.image_config(settings.namespace, candidate) is not None:
-                return candidate
+    here = [] if options.pull == "always" else list(dict.fromkeys((reference, options.image)))
+    found = await _prospect(settings, connection, options, key, here)
+    if found["image"] is None:
         if options.pull == "never":
             raise NotFoundError(
                 f"image {reference} is not in namespace {settings.namespace}, and --pull is never",
                 hint=f"ctr -n {settings.namespace} images pull {reference}",
             )
-    await process.run(
-        translate.ctr(settings, "images", "pull", reference),
-        f"pull image {reference}",
-        output=sys.stderr,
-        interruptible=True,
-        hint="check the name and the registry; an image from elsewhere comes by ctr images import FILE",
-    )
-    return reference
+        await process.run(
+            translate.ctr(settings, "images", "pull", reference),
+            f"pull image {reference}",
+            output=sys.stderr,
+            interruptible=True,
+            hint="check the name and the registry; an image from elsewhere comes by ctr images import FILE",
+        )
+        found = await _prospect(settings, connection, options, key, [reference])
+    return found["image"] or reference, found["config"] or {}
 
 
-async def _requests(settings: Settings, client: Client, options: Options, image: str) -> tuple[PortMapping, ...]:
+async def _prospect(
+    settings: Settings, connection: Connection, options: Options, key: Key, images: list[str]
+) -> dict[str, Any]:
+    """Ask containerd, through the watcher where one runs, and refuse what it says cannot be done."""
+    async with connect(settings) as link:
+        if link is not None:
+            found = await link.call("prospect", container=list(key), images=images)
+        else:
+            found = await Inquiry(connection.client).prospect(list(key), images)
+    check_restart_policy(options, found["version"])
+    if found["taken"]:
+        raise ConflictError(
+            f"a container named {key.id} exists already", hint=f"ctrport rm {key.id}, or another --name"
+        )
+    return found
+
+
+async def _requests(settings: Settings, options: Options, config: dict[str, Any]) -> tuple[PortMapping, ...]:
     """Give what is to be published: -p, and with -P every exposed port that -p does not name."""
     if options.network == "host" and (options.publish or options.publish_all):
         log.warning("-p does nothing with --network host: the container's ports are the host's already")
@@ -165,8 +179,7 @@ async def _requests(settings: Settings, client: Client, options: Options, image:
         return ()
     if not options.publish_all:
         return options.publish
-    config = None if options.rootfs else await client.image_config(settings.namespace, image)
-    exposed = (*exposed_ports(config or {}), *options.expose)
+    exposed = (*exposed_ports(config), *options.expose)
     return (*options.publish, *automatic(exposed, options.publish))
 
 
@@ -180,7 +193,7 @@ def _is_internal(settings: Settings, name: str) -> bool:
 
 
 async def _place(
-    settings: Settings, client: Client, link: Writer, *, options: Options, key: Key, undo: AsyncExitStack
+    settings: Settings, connection: Connection, link: Writer, *, options: Options, key: Key, undo: AsyncExitStack
 ) -> _Place:
     """Reserve address and ports, or find the network that is shared, and write the container's files."""
     reserved = await link.call(
@@ -195,7 +208,7 @@ async def _place(
     if options.network == "host":
         return _Place(hostname=options.hostname)
     if options.shared_with is not None:
-        return await _shared(settings, client, Key(settings.namespace, options.shared_with), options)
+        return await _shared(settings, connection.client, Key(settings.namespace, options.shared_with), options)
     hostname = options.hostname or key.id[:HOSTNAME_LIMIT].rstrip("-._")
     netns = reserved["netns"]
     addresses = [ip_address(a) for a in (reserved["ipv4"], reserved["ipv6"]) if a]
@@ -217,25 +230,25 @@ async def _shared(settings: Settings, client: Client, other: Key, options: Optio
     return _Place(netns=netns, hostname=options.hostname, mounts=mounts)
 
 
-async def _patch(client: Client, key: Key, options: Options, hostname: str | None) -> None:
-    spec = await client.spec(key)
+async def _patch(link: Writer, key: Key, options: Options, *, hostname: str | None, config: dict[str, Any]) -> None:
+    from_image = options.user is not None and not options.rootfs
+    found = await link.call("spec", container=list(key), roots=from_image)
     user, entrypoint, size = None, (), None
     if options.user is not None:
-        layers = [Path(options.image)] if options.rootfs else await client.root_directories(key)
-        user = users.resolve(options.user, layers)
-    if options.command and not options.rootfs:
-        config = await client.image_config(key.namespace, (await client.container(key)).image) or {}
+        roots = found["roots"] if from_image else [options.image]
+        user = users.resolve(options.user, [Path(root) for root in roots])
+    if options.command:
         entrypoint = (config.get("config") or {}).get("Entrypoint") or ()
     if options.tty and sys.stdout.isatty():
         size = os.get_terminal_size(sys.stdout.fileno())
     patched = translate.patched_spec(
-        spec, options, hostname=hostname, user=user, image_entrypoint=entrypoint, size=size
+        found["spec"], options, hostname=hostname, user=user, image_entrypoint=entrypoint, size=size
     )
-    if patched != spec:
-        await client.set_spec(key, patched)
+    if patched != found["spec"]:
+        await link.call("set_spec", container=list(key), spec=patched)
 
 
-async def _create(client: Client, key: Key, command: Sequence[str], undo: AsyncExitStack) -> None:
+async def _create(connection: Connection, key: Key, command: Sequence[str], undo: AsyncExitStack) -> None:
     """Make the container, and see to its removal only if it is we who made it."""
     made = True
     try:
@@ -245,36 +258,35 @@ async def _create(client: Client, key: Key, command: Sequence[str], undo: AsyncE
         raise
     finally:
         if made:
-            undo.push_async_callback(_remove_created, client, key)
+            undo.push_async_callback(_remove_created, connection, key)
 
 
-async def _check_mapped(client: Client, key: Key, options: Options, result: dict[str, Any]) -> None:
+async def _check_mapped(link: Writer, key: Key, options: Options, result: dict[str, Any]) -> None:
     """Promise a port only once the kernel has it; a container that has ended already needs none."""
     lost = [
         f"container port {m['container_port']}: {m['reason']}" for m in result["mappings"] if m["state"] != "active"
     ]
-    if options.bridged and options.publish and not result["mappings"]:
-        task = await client.task(key)
-        if task is not None and task.status.live:
-            lost = ["the container runs, but its ports were not seen"]
+    unseen = options.bridged and options.publish and not result["mappings"]
+    if unseen and (await link.call("runs", container=list(key)))["runs"]:
+        lost = ["the container runs, but its ports were not seen"]
     if lost:
         raise ConflictError("; ".join(lost[:5]), hint="ctrport rules --diff; journalctl -u ctrport")
 
 
-async def _after(settings: Settings, client: Client, options: Options, key: Key) -> None:
+async def _after(settings: Settings, connection: Connection, options: Options, key: Key) -> None:
     """Clean up after a foreground container; the watcher, where one runs, sees the exit by itself."""
     if options.remove:
-        await lifecycle.remove(client, key, force=True)
-    async with writer(settings, client) as link:
+        await lifecycle.remove(connection.client, key, force=True)
+    async with writer(settings, connection) as link:
         if options.remove:
             await link.call("release", container=list(key))
         elif options.bridged:
             await link.call("converge", containers=[list(key)])
 
 
-async def _remove_created(client: Client, key: Key) -> None:
+async def _remove_created(connection: Connection, key: Key) -> None:
     try:
-        await lifecycle.remove(client, key, force=True)
+        await lifecycle.remove(connection.client, key, force=True)
     except CtrportError as error:
         log.warning("could not take back %s: %s", key, error.message)
 
