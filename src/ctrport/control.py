@@ -32,7 +32,12 @@ log = logging.getLogger(__name__)
 SOCKET = "watch.sock"
 LINE_LIMIT = 64 << 20  # bytes: all mappings of a host, some hundred bytes each
 PATIENCE = 60.0  # seconds for the writer to answer, or to let go of the lock
-UNTOUCHED = ("configuration", "prospect")  # operations that speak of nothing that a pass changes
+UNTOUCHED = (
+    "configuration",
+    "prospect",
+    "check",
+    "containers",
+)  # operations that speak of nothing that a pass changes
 READY_PATIENCE = 5.0  # seconds that a watcher may still take for its first pass
 
 

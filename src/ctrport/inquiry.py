@@ -1,4 +1,4 @@
-"""What `ctrport run` asks of containerd: plain JSON, so that a watcher can be asked for it.
+"""What commands ask of containerd: plain JSON, so that a watcher can be asked for it.
 
 The watcher is connected to containerd already; a command would first have to load gRPC, which costs 40 ms.
 """
@@ -17,13 +17,13 @@ Json = dict[str, Any]
 
 
 class Inquiry:
-    """Questions about one container, and the one change that ctr has no option for."""
+    """Questions of `run`, `port` and `ps`, and the one change that ctr has no option for."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     async def prospect(self, container: list[str], images: list[str]) -> Json:
-        """Say what a new container depends on: the version, the first image that is here, whether the name is taken."""
+        """Say what a new container depends on: version, the first image that is here, whether its name is taken."""
         version = await self._client.version()  # and so fail before anything else when containerd is not there
         key = Key(*container)
         image, config = None, None
@@ -48,6 +48,30 @@ class Inquiry:
         """Replace the OCI spec."""
         await self._client.set_spec(Key(*container), spec)
         return {}
+
+    async def check(self, container: list[str]) -> Json:
+        """Raise NotFoundError unless there is a container."""
+        await self._client.container(Key(*container))
+        return {}
+
+    async def containers(self, namespace: str) -> Json:
+        """Give every container of a namespace, oldest first."""
+        tasks = await self._client.tasks(namespace)
+        records = sorted(await self._client.containers(namespace), key=lambda c: c.created_at)
+        return {
+            "containers": [
+                {
+                    "id": record.key.id,
+                    "name": record.name,
+                    "namespace": namespace,
+                    "image": record.image,
+                    "status": str(task.status) if task else "none",
+                    "live": task is not None and task.status.live,
+                    "netns": record.netns,
+                }
+                for record, task in ((record, tasks.get(record.key.id)) for record in records)
+            ]
+        }
 
     async def runs(self, container: list[str]) -> Json:
         """Say whether a container's task runs."""

@@ -66,6 +66,8 @@ class Session:
             "spec": service.inquiry.spec,
             "set_spec": service.inquiry.set_spec,
             "runs": service.inquiry.runs,
+            "check": service.inquiry.check,
+            "containers": service.inquiry.containers,
             "publish": service.publish,
             "unpublish": service.unpublish,
             "create_network": service.create_network,

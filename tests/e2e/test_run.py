@@ -96,7 +96,13 @@ def test_beside_a_watcher_a_command_asks_no_containerd_itself(watched: Cli):
     name = watched.containerd.unique("light")
     options = ("-d", "--name", name, "-p", "8080:80", "-P", "-u", "nobody", "--restart", "always")
     image = watched.containerd.image
-    for arguments in (("run", *options, image, "sleep", "600"), ("sync",), ("unpublish", name, "--all")):
+    for arguments in (
+        ("run", *options, image, "sleep", "600"),
+        ("ps",),
+        ("port", name),
+        ("sync",),
+        ("unpublish", name, "--all"),
+    ):
         result = watched(*arguments, check=True, env={"PYTHONPROFILEIMPORTTIME": "1"})
         loaded = set(re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", result.stderr, flags=re.MULTILINE))
         assert "ctrport.control" in loaded

@@ -167,10 +167,15 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
 
 async def _entry(settings: Settings, name: str) -> dict[str, Any]:
     from ctrport.connection import Connection  # noqa: PLC0415
+    from ctrport.control import connect  # noqa: PLC0415
     from ctrport.observe import bindings  # noqa: PLC0415
 
-    async with Connection(settings) as connection:
+    async with Connection(settings) as connection, connect(settings) as link:
         key = await find(settings, connection, name)
+        if link is not None:
+            await link.call("check", container=list(key))
+            (entry,) = (await link.call("bindings", container=list(key)))["containers"]
+            return dict(entry)
         await connection.client.container(key)  # or say that there is none
         for entry in await bindings(settings, connection.client):
             if Key(entry["namespace"], entry["id"]) == key:
@@ -180,31 +185,25 @@ async def _entry(settings: Settings, name: str) -> dict[str, Any]:
 
 async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]:
     """Give every container of the namespace in the shape of `ps --format json`, oldest first."""
-    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.connection import Connection  # noqa: PLC0415
+    from ctrport.control import connect  # noqa: PLC0415
+    from ctrport.inquiry import Inquiry  # noqa: PLC0415
     from ctrport.observe import bindings  # noqa: PLC0415
 
+    async with Connection(settings) as connection, connect(settings) as link:
+        if link is not None:
+            published = (await link.call("bindings"))["containers"]
+            listed = await link.call("containers", namespace=settings.namespace)
+        else:
+            published = await bindings(settings, connection.client)
+            listed = await Inquiry(connection.client).containers(settings.namespace)
+    found = {(entry["namespace"], entry["id"]): entry for entry in published}
     entries = []
-    async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-        found = {Key(e["namespace"], e["id"]): e for e in await bindings(settings, client)}
-        tasks = await client.tasks(settings.namespace)
-        for container in sorted(await client.containers(settings.namespace), key=lambda c: c.created_at):
-            task = tasks.get(container.key.id)
-            if not stopped and (task is None or not task.status.live):
-                continue
-            known = found.get(container.key, {"addresses": [], "mappings": [], "problems": []})
-            entries.append(
-                {
-                    "id": container.key.id,
-                    "name": container.name,
-                    "namespace": container.key.namespace,
-                    "image": container.image,
-                    "status": str(task.status) if task else "none",
-                    "addresses": known["addresses"],
-                    "netns": container.netns,
-                    "mappings": known["mappings"],
-                    "problems": known["problems"],
-                }
-            )
+    for container in listed["containers"]:
+        if container.pop("live") or stopped:
+            known = found.get((container["namespace"], container["id"]), {})
+            container |= {name: known.get(name, []) for name in ("addresses", "mappings", "problems")}
+            entries.append(container)
     return entries
 
 
