@@ -58,6 +58,14 @@ class _Remote:
         self._reader, self._sender = reader, sender
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        work = asyncio.ensure_future(self._exchange(operation, arguments))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])  # else the next call would read this one's answer
+            raise
+
+    async def _exchange(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             request = {"operation": operation, "containerd": self._address, **arguments}
             self._sender.write(json.dumps(request).encode() + b"\n")

@@ -211,14 +211,14 @@ def test_a_signal_with_a_terminal(ctrport: Cli, terminals: list[Terminal]):
 
 
 @pytest.mark.parametrize("whom", ["process", "group"])
-def test_ctrl_c_before_the_container_runs(ctrport: Cli, whom: str):
+def test_ctrl_c_before_the_container_runs(program: Cli, whom: str):
     """Ctrl-C at any moment of a run leaves a container that runs, or nothing at all."""
-    ctrport("run", "--rm", "--name", ctrport.containerd.unique("fg"), ctrport.containerd.image, "true", check=True)
-    before = ctrport.everything()
+    program("run", "--rm", "--name", program.containerd.unique("fg"), program.containerd.image, "true", check=True)
+    before = program.everything()
     for step in range(8):
-        name = ctrport.containerd.unique("fg")
-        process = ctrport.popen(
-            *("run", "-d", "--name", name, "-p", "8080:80", ctrport.containerd.image),
+        name = program.containerd.unique("fg")
+        process = program.popen(
+            *("run", "-d", "--name", name, "-p", "8080:80", program.containerd.image),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -232,8 +232,8 @@ def test_ctrl_c_before_the_container_runs(ctrport: Cli, whom: str):
         assert process.returncode in (0, 130, -signal.SIGINT), said
         if output or process.returncode == 0:
             assert output == f"{name}\n"
-            ctrport("rm", "-f", name, check=True)
-        assert ctrport.everything() == before, (step, process.returncode, said)
+            program("rm", "-f", name, check=True)
+        assert program.everything() == before, (step, process.returncode, said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

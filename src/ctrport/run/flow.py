@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import sys
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrport import lifecycle
-from ctrport.control import connect, writer
-from ctrport.errors import ConflictError, CtrportError, HostError, InputError, NotFoundError
-from ctrport.inquiry import Inquiry
-from ctrport.model.annotations import automatic, exposed_ports
+from ctrport.control import writer
+from ctrport.errors import ConflictError, CtrportError
 from ctrport.model.listing import join
 from ctrport.model.workload import Key
-from ctrport.network import files, networks
-from ctrport.run import names, process, translate, users
+from ctrport.network import files
+from ctrport.run import names, prepare, process, translate, users
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from ctrport.connection import Connection
     from ctrport.containerd.client import Client
     from ctrport.control import Writer
-    from ctrport.model.ports import PortMapping
     from ctrport.run.options import Options
 
 log = logging.getLogger(__name__)
@@ -48,7 +44,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Where a container goes: its network namespace and the files that belong to it."""
+    """Where a container goes: its network namespace and the files that belong to it, which ctr does not look at."""
 
     netns: str | None = None
     hostname: str | None = None
@@ -57,18 +53,22 @@ class _Place:
 
 async def run(settings: Settings, connection: Connection, options: Options) -> Started:
     """Create and start a container with its ports; in the foreground, wait for its end."""
-    check_host()
-    check_sources(options)
     name = options.name or names.generated_name(options.image)
     key = Key(settings.namespace, names.check_identifier("the name", name))
-    image, config = await _image(settings, connection, options, key)
-    options = replace(options, publish=await _requests(settings, options, config))
+    options, image, config = await prepare.prepare(settings, connection, options, key)
     async with writer(settings, connection) as link, AsyncExitStack() as undo:
-        place = await _place(settings, connection, link, options=options, key=key, undo=undo)
+        place = await _reserve(settings, connection, link, options=options, key=key, undo=undo)
         where = files.directory(settings.root, key)
         output = where / "output.log" if options.detach and not options.tty else None
         command = translate.create(settings, options, name=name, image=image, netns=place.netns, files=place.mounts)
-        await _create(connection, key, command, undo)
+        # Side by side, and each to its end: neither needs the other before the task starts.
+        ends = await asyncio.gather(
+            _connect(settings, link, options, key, place),
+            _create(connection, key, command, undo),
+            return_exceptions=True,
+        )
+        for failure in filter(None, ends):
+            raise failure
         await _patch(link, key, options, hostname=place.hostname, config=config)
         pid_file = where / "pid"
         command = translate.start(settings, detach=options.detach, name=name, pid_file=pid_file, log=output)
@@ -89,133 +89,41 @@ async def run(settings: Settings, connection: Connection, options: Options) -> S
     return Started(name=name, exit_code=code, watched=link.watched)
 
 
-def check_host() -> None:
-    """Refuse to begin what cannot be finished. HostError names what is missing."""
-    if os.geteuid() != 0:
-        raise HostError(
-            "ctrport run makes namespaces and firewall rules: it must be root", hint="sudo ctrport run …"
-        )
-    if shutil.which("ctr") is None:
-        raise HostError("the program ctr is not on the PATH", hint="apt-get install containerd")
-
-
-def check_sources(options: Options) -> None:
-    """Refuse to mount what is not there. Docker makes a directory, which hides a typing error."""
-    for entry in options.mounts:
-        fields = dict(field.partition("=")[::2] for field in entry.split(","))
-        source = fields["src"]
-        if fields["type"] == "bind" and not Path(source).exists():
-            raise InputError(
-                f"{source!a}, to be mounted on {fields['dst']!a}, is not there", hint=f"mkdir -p {source}"
-            )
-
-
-def check_restart_policy(options: Options, version: str) -> None:
-    """Refuse a policy that this containerd would read as `always`: before 1.7 it knows no other."""
-    major, _, rest = version.lstrip("v").partition(".")
-    minor = rest.partition(".")[0]
-    if options.restart.startswith("on-failure") and major == "1" and minor.isdecimal() and int(minor) < 7:  # noqa: PLR2004
-        raise InputError(
-            f"--restart {options.restart} needs containerd 1.7, this is {version}",
-            hint="--restart always, or a newer containerd",
-        )
-
-
-async def _image(
-    settings: Settings, connection: Connection, options: Options, key: Key
-) -> tuple[str, dict[str, Any]]:
-    """Give the image's name here and its configuration, once it is clear that the container can be made.
-
-    The image is pulled if need be. A directory has no configuration.
-    """
-    if options.rootfs:
-        await _prospect(settings, connection, options, key, [])
-        return options.image, {}
-    reference = names.full_reference(options.image)
-    here = [] if options.pull == "always" else list(dict.fromkeys((reference, options.image)))
-    found = await _prospect(settings, connection, options, key, here)
-    if found["image"] is None:
-        if options.pull == "never":
-            raise NotFoundError(
-                f"image {reference} is not in namespace {settings.namespace}, and --pull is never",
-                hint=f"ctr -n {settings.namespace} images pull {reference}",
-            )
-        await process.run(
-            translate.ctr(settings, "images", "pull", reference),
-            f"pull image {reference}",
-            output=sys.stderr,
-            interruptible=True,
-            hint="check the name and the registry; an image from elsewhere comes by ctr images import FILE",
-        )
-        found = await _prospect(settings, connection, options, key, [reference])
-    return found["image"] or reference, found["config"] or {}
-
-
-async def _prospect(
-    settings: Settings, connection: Connection, options: Options, key: Key, images: list[str]
-) -> dict[str, Any]:
-    """Ask containerd, through the watcher where one runs, and refuse what it says cannot be done."""
-    async with connect(settings) as link:
-        if link is not None:
-            found = await link.call("prospect", container=list(key), images=images)
-        else:
-            found = await Inquiry(connection.client).prospect(list(key), images)
-    check_restart_policy(options, found["version"])
-    if found["taken"]:
-        raise ConflictError(
-            f"a container named {key.id} exists already", hint=f"ctrport rm {key.id}, or another --name"
-        )
-    return found
-
-
-async def _requests(settings: Settings, options: Options, config: dict[str, Any]) -> tuple[PortMapping, ...]:
-    """Give what is to be published: -p, and with -P every exposed port that -p does not name."""
-    if options.network == "host" and (options.publish or options.publish_all):
-        log.warning("-p does nothing with --network host: the container's ports are the host's already")
-        return ()
-    if options.bridged and not options.by_cni and await asyncio.to_thread(_is_internal, settings, options.network):
-        if options.publish or options.publish_all:
-            log.warning("-p does nothing on the network %s: it is internal", options.network)
-        return ()
-    if not options.publish_all:
-        return options.publish
-    exposed = (*exposed_ports(config), *options.expose)
-    return (*options.publish, *automatic(exposed, options.publish))
-
-
-def _is_internal(settings: Settings, name: str) -> bool:
-    try:
-        return networks.load(settings.root, name).internal
-    except NotFoundError:  # the default one is made when it is first used; another is missed with its name
-        if name != networks.DEFAULT:
-            raise
-        return False
-
-
-async def _place(
+async def _reserve(
     settings: Settings, connection: Connection, link: Writer, *, options: Options, key: Key, undo: AsyncExitStack
 ) -> _Place:
-    """Reserve address and ports, or find the network that is shared, and write the container's files."""
-    reserved = await link.call(
-        "reserve",
-        container=list(key),
-        publish=join(options.publish),
-        network=options.network if options.bridged else None,
-        ip=str(options.ip) if options.ip else None,
-        labels=translate.labels(options),
-    )
-    undo.push_async_callback(_release, link, key)
+    """Reserve the name, and give the place: a namespace and files that are still to be made, or another's."""
+    network = options.network if options.bridged else None
+    undo.push_async_callback(_release, link, key)  # first: an interruption may come when the name is ours already
+    labels = translate.labels(options)
+    reserved = await link.call("reserve", container=list(key), network=network, labels=labels)
     if options.network == "host":
         return _Place(hostname=options.hostname)
     if options.shared_with is not None:
         return await _shared(settings, connection.client, Key(settings.namespace, options.shared_with), options)
     hostname = options.hostname or key.id[:HOSTNAME_LIMIT].rstrip("-._")
-    netns = reserved["netns"]
-    addresses = [ip_address(a) for a in (reserved["ipv4"], reserved["ipv6"]) if a]
-    dns = options.dns or tuple(reserved["dns"])
     where = files.directory(settings.root, key)
-    mounts = files.write(where, hostname=hostname, addresses=addresses, extra_hosts=options.add_host, dns=dns)
-    return _Place(netns=netns, hostname=hostname, mounts=tuple(mounts))
+    mounts = tuple((where / name, f"/etc/{name}") for name in files.NAMES)
+    return _Place(netns=reserved["netns"] if options.bridged else None, hostname=hostname, mounts=mounts)
+
+
+async def _connect(settings: Settings, link: Writer, options: Options, key: Key, place: _Place) -> None:
+    """Get the address and the ports, and write the files that tell the container of them."""
+    if options.network == "host" or options.shared_with is not None:
+        return
+    addresses, dns = [], options.dns
+    if options.bridged:
+        given = await link.call(
+            "connect",
+            container=list(key),
+            publish=join(options.publish),
+            network=options.network,
+            ip=str(options.ip) if options.ip else None,
+        )
+        addresses = [ip_address(a) for a in (given["ipv4"], given["ipv6"]) if a]
+        dns = dns or tuple(given["dns"])
+    where = files.directory(settings.root, key)
+    files.write(where, hostname=place.hostname or "", addresses=addresses, extra_hosts=options.add_host, dns=dns)
 
 
 async def _shared(settings: Settings, client: Client, other: Key, options: Options) -> _Place:

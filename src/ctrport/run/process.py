@@ -53,7 +53,7 @@ async def run(
     """Run a ctr command to its end. RunError with its last words when it fails.
 
     One that is not interruptible is out of the terminal's reach, and a cancellation waits for it: half of its
-    work could not be found and taken back.
+    work could not be found and taken back. If it fails then, that is told instead: it has done nothing.
     """
     log.debug("%s", shlex.join(command))
     try:
@@ -72,8 +72,9 @@ async def run(
     except asyncio.CancelledError:
         if interruptible:
             process.kill()
-        await ending
-        raise
+        _, said = await ending
+        if interruptible or process.returncode == 0:
+            raise
     if process.returncode != 0:
         raise RunError(tried, said.decode("utf-8", "replace"), hint)
 
