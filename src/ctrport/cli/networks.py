@@ -13,7 +13,9 @@ from ctrport.errors import CtrportError
 if TYPE_CHECKING:
     from ctrport.config import Settings
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, list and remove networks.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Make, list and remove networks."
+)
 
 
 @app.command("create")
