@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ctrport.errors import NotFoundError
-from ctrport.model.workload import Key
+from ctrport.model.key import Key
 
 if TYPE_CHECKING:
     from ctrport.containerd.client import Client

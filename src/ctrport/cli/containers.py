@@ -9,8 +9,8 @@ import typer
 from ctrport.cli.maintenance import UNWATCHED, FormatOption
 from ctrport.cli.output import Format, note, print_json, print_lines, print_table, warn
 from ctrport.errors import NotFoundError
+from ctrport.model.key import Key
 from ctrport.model.ports import parse_port_argument
-from ctrport.model.workload import Key
 from ctrport.run.names import check_identifier
 
 if TYPE_CHECKING:

@@ -12,13 +12,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctrport import lifecycle
 from ctrport.control import writer
 from ctrport.errors import ConflictError, CtrportError
+from ctrport.model.key import Key
 from ctrport.model.listing import join
-from ctrport.model.workload import Key
 from ctrport.network import files
-from ctrport.run import names, prepare, process, translate, users
+from ctrport.run import names, prepare, process, translate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,6 +142,8 @@ async def _patch(link: Writer, key: Key, options: Options, *, hostname: str | No
     found = await link.call("spec", container=list(key), roots=from_image)
     user, entrypoint, size = None, (), None
     if options.user is not None:
+        from ctrport.run import users  # noqa: PLC0415 - only needed here
+
         roots = found["roots"] if from_image else [options.image]
         user = users.resolve(options.user, [Path(root) for root in roots])
     if options.command:
@@ -183,6 +184,8 @@ async def _check_mapped(link: Writer, key: Key, options: Options, result: dict[s
 
 async def _after(settings: Settings, connection: Connection, options: Options, key: Key) -> None:
     """Clean up after a foreground container; the watcher, where one runs, sees the exit by itself."""
+    from ctrport import lifecycle  # noqa: PLC0415 - a detached run has no need of it
+
     if options.remove:
         await lifecycle.remove(connection.client, key, force=True)
     async with writer(settings, connection) as link:
@@ -193,6 +196,8 @@ async def _after(settings: Settings, connection: Connection, options: Options, k
 
 
 async def _remove_created(connection: Connection, key: Key) -> None:
+    from ctrport import lifecycle  # noqa: PLC0415 - only what went wrong is taken back
+
     try:
         await lifecycle.remove(connection.client, key, force=True)
     except CtrportError as error:

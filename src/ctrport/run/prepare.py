@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ctrport.control import connect
 from ctrport.errors import ConflictError, HostError, InputError, NotFoundError
-from ctrport.inquiry import Inquiry
-from ctrport.model.annotations import automatic, exposed_ports
 from ctrport.network import networks
 from ctrport.run import names, process, translate
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
     from ctrport.connection import Connection
+    from ctrport.model.key import Key
     from ctrport.model.ports import PortMapping
-    from ctrport.model.workload import Key
     from ctrport.run.options import Options
 
 log = logging.getLogger(__name__)
@@ -109,6 +107,8 @@ async def _prospect(
         if link is not None:
             found = await link.call("prospect", container=list(key), images=images)
         else:
+            from ctrport.inquiry import Inquiry  # noqa: PLC0415 - a watcher has it
+
             found = await Inquiry(connection.client).prospect(list(key), images)
     _check_restart_policy(options, found["version"])
     if found["taken"]:
@@ -129,6 +129,8 @@ async def _requests(settings: Settings, options: Options, config: dict[str, Any]
         return ()
     if not options.publish_all:
         return options.publish
+    from ctrport.model.annotations import automatic, exposed_ports  # noqa: PLC0415 - only needed here
+
     exposed = (*exposed_ports(config), *options.expose)
     return (*options.publish, *automatic(exposed, options.publish))
 
