@@ -13,8 +13,8 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ctrport.errors import HostError, KernelError
 from ctrport.firewall import rules
+from ctrport.firewall.refused import refused
 from ctrport.firewall.rules import GENERIC, comment, text
 from ctrport.firewall.ruleset import SETS, TABLE
 from ctrport.firewall.table import Element, Listing
@@ -65,10 +65,7 @@ def read(netlink: Netlink, *, elements: bool = True) -> Listing | None:
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None
-        told = f"the kernel refused to list table {TABLE}: {error.strerror or error}"
-        if error.errno == errno.EPERM:
-            raise HostError(told, hint="run as root (CAP_NET_ADMIN)") from error
-        raise KernelError(told, hint="modprobe nf_tables") from error
+        raise refused(f"list table {TABLE}", error) from error
     return Listing(chains=there.chains, elements=found, fingerprint=there.digest, counts=counts)
 
 
