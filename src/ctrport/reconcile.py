@@ -138,8 +138,8 @@ class Reconciler:
             links = self._links()
             transaction = self.kernel.difference(changes, links)
             self.host_settings.ensure_once(links, ipv6=_serves_ipv6(self.kernel.elements))
-            self.firewalls.ensure_once(links)
             self.kernel.commit(transaction)
+            self.firewalls.ensure_once(links)  # last: it may take processes, and most hosts need none of it
 
         await asyncio.to_thread(apply)
         await self._claims.serve(change.new for change in changes)
@@ -222,11 +222,12 @@ class Reconciler:
         for name in {n for n in towards if not ruleset.can_name(n)}:
             log.warning("interface %a cannot be named in nftables: a container behind it cannot reach itself", name)
             towards.discard(name)
+        bridges = frozenset(n.bridge for n in self._networks)
         return Links(
-            bridges=frozenset(n.bridge for n in self._networks),
+            bridges=bridges,
             internal=frozenset(n.bridge for n in self._networks if n.internal),
             isolated=frozenset(n.bridge for n in self._networks if n.isolate),
-            endpoints=frozenset(towards),
+            endpoints=frozenset(towards) - bridges,  # so that nothing changes with the first container of a bridge
         )
 
 

@@ -31,6 +31,7 @@ class Netlink:
     def __init__(self, protocol: int) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         self._socket.settimeout(PATIENCE)
+        self._answered = True  # whether the last answer was read to its end
 
     def __enter__(self) -> Self:
         return self
@@ -47,11 +48,14 @@ class Netlink:
         return b"".join(self._answers(kind, REQUEST | ACK, payload))
 
     def _answers(self, kind: int, flags: int, payload: bytes) -> Iterator[bytes]:
-        self._drain()
+        if not self._answered:
+            self._drain()
+        self._answered = False
         self._socket.send(_message(kind, flags, payload))
         while True:
             for answer, data in self._receive():
                 if answer in (ERROR, DONE):
+                    self._answered = True
                     # Both begin with a code; a dump that failed after its start says so in DONE.
                     _raise(_CODE.unpack_from(data)[0] if len(data) >= _CODE.size else 0)
                     return

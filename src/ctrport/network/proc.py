@@ -207,5 +207,10 @@ def _text(directory: int, name: str, *, optional: bool = False) -> str:
         if optional:  # a kernel without IPv6
             return ""
         raise
-    with open(descriptor, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a descriptor, not a path
-        return file.read()
+    try:
+        parts = []
+        while part := os.read(descriptor, 1 << 16):  # `open` would ask seven things about the file first
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts).decode("utf-8", "replace")
