@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 HOSTNAME_LIMIT = 63  # characters of one label, RFC 1123; the kernel takes 64
+NOTICE_PATIENCE = 2.0  # seconds for containerd to take note of an exit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,10 +254,10 @@ async def _check_mapped(client: Client, key: Key, options: Options, result: dict
     lost = [
         f"container port {m['container_port']}: {m['reason']}" for m in result["mappings"] if m["state"] != "active"
     ]
-    if options.bridged and options.publish and not result["mappings"]:
-        task = await client.task(key)
-        if task is not None and task.status.live:
-            lost = ["the container runs, but its ports were not seen"]
+    unseen = options.bridged and options.publish and not result["mappings"]
+    # A process that is gone, with its network, still counts as running until containerd has taken note.
+    if unseen and not await lifecycle.ends(client, key, within=NOTICE_PATIENCE):
+        lost = ["the container runs, but its ports were not seen"]
     if lost:
         raise ConflictError("; ".join(lost[:5]), hint="ctrport rules --diff; journalctl -u ctrport")
 
