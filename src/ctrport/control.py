@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ctrport.config import Settings
+    from ctrport.connection import Connection
     from ctrport.containerd.client import Client
     from ctrport.service import Service
     from ctrport.session import Session
@@ -31,6 +32,12 @@ log = logging.getLogger(__name__)
 SOCKET = "watch.sock"
 LINE_LIMIT = 64 << 20  # bytes: all mappings of a host, some hundred bytes each
 PATIENCE = 60.0  # seconds for the writer to answer, or to let go of the lock
+UNTOUCHED = (
+    "configuration",
+    "prospect",
+    "check",
+    "containers",
+)  # operations that speak of nothing that a pass changes
 READY_PATIENCE = 5.0  # seconds that a watcher may still take for its first pass
 
 
@@ -51,6 +58,14 @@ class _Remote:
         self._reader, self._sender = reader, sender
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        work = asyncio.ensure_future(self._exchange(operation, arguments))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])  # else the next call would read this one's answer
+            raise
+
+    async def _exchange(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             request = {"operation": operation, "containerd": self._address, **arguments}
             self._sender.write(json.dumps(request).encode() + b"\n")
@@ -90,7 +105,7 @@ async def connect(settings: Settings) -> AsyncIterator[Writer | None]:
 
 
 @asynccontextmanager
-async def writer(settings: Settings, client: Client) -> AsyncIterator[Writer]:
+async def writer(settings: Settings, connection: Connection) -> AsyncIterator[Writer]:
     """Give the watcher where one runs, else take the lock and be the writer for the time of the block."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE
@@ -110,7 +125,7 @@ async def writer(settings: Settings, client: Client) -> AsyncIterator[Writer]:
         await asyncio.sleep(lock.POLL)
     local = None
     try:
-        local = _session(settings.without_watcher(), client)
+        local = _session(settings.without_watcher(), connection.client)
         yield local
     finally:
         if local is not None:
@@ -194,7 +209,7 @@ class Server:
                     f"the watcher of {self._settings.state} watches {self._settings.address}, not {address}",
                     hint=f"export CONTAINERD_ADDRESS={shlex.quote(self._settings.address)}",
                 )
-            if operation != "configuration":  # which no pass changes
+            if operation not in UNTOUCHED:
                 await self._wait_until_ready()
             return {"result": await session.call(operation, **request)}
         except CtrportError as error:

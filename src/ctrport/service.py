@@ -11,11 +11,13 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrport import amend, rhythm
 from ctrport.config import render
 from ctrport.errors import ConflictError, CtrportError, HostError, KernelError
+from ctrport.inquiry import Inquiry
 from ctrport.model import ports
 from ctrport.model.bindings import State
 from ctrport.model.workload import Key, Status, Workload
@@ -39,6 +41,7 @@ class Service:
 
     def __init__(self, client: Client, reconciler: Reconciler) -> None:
         self._client = client
+        self.inquiry = Inquiry(client)
         self._reconciler = reconciler
         self._settings = reconciler.settings
         self._turn = asyncio.Lock()
@@ -142,18 +145,12 @@ class Service:
             await self._remove_exited()
         return {"containers": [self._container(key) for key in keys]}
 
-    async def reserve(
-        self, container: list[str], publish: str, network: str | None, ip: str | None, labels: dict[str, str]
-    ) -> Json:
-        """Give a container that is about to be created its name and, on a network of ours, address and ports.
+    async def reserve(self, container: list[str], network: str | None, labels: dict[str, str]) -> Json:
+        """Give a container that is about to be created its name, and the path that its namespace will have.
 
-        ConflictError when one of them cannot be had, and then nothing of it stays. The reservation lasts until
-        `release`.
+        ConflictError when another has the name. The reservation lasts until `release`.
         """
         key = Key(*container)
-        mappings, errors = ports.parse_list(publish)
-        if errors:
-            raise errors[0]
         async with self._turn:
             if self._reconciler.ledger is None:
                 # And so fail before anything is made where the kernel cannot.
@@ -161,32 +158,29 @@ class Service:
             if key in self._reconciler.reserved or key in self._reconciler.snapshot.known:
                 raise ConflictError(f"a container named {key.id} exists already, or is being created")
             await asyncio.to_thread(attach.detach, self._settings.root, key)  # what another of that name left
-            workload = Workload(
-                key=key,
-                created_at=amend.stamp(self._reconciler.ledger),
-                requests=mappings,
-                labels=tuple(sorted(labels.items())),
-            )
-            self._reconciler.reserved[key] = workload
-            try:
-                files.make_directory(self._settings.root, key)
-                attachment = None
-                if network is not None:
-                    wanted = IPv4Address(ip) if ip else None
-                    attachment = await asyncio.to_thread(attach.attach, self._settings, key, network, wanted)
-                    self._reconciler.reserved[key] = replace(workload, endpoint=attachment.endpoint)
-                    await self._reconciler.refresh([key])
-                    self._check_given(key)
-            except BaseException:
-                await self._release(key)
-                raise
-        return {
-            "netns": str(attachment.netns) if attachment else None,
-            "ipv4": str(attachment.ipv4) if attachment and attachment.ipv4 else None,
-            "ipv6": str(attachment.ipv6) if attachment and attachment.ipv6 else None,
-            "dns": attachment.dns if attachment else (),
-            **self._container(key),
-        }
+            files.make_directory(self._settings.root, key)
+            by = tuple(sorted(labels.items()))
+            created_at = amend.stamp(self._reconciler.ledger)
+            self._reconciler.reserved[key] = Workload(key=key, created_at=created_at, labels=by)
+        return {"netns": str(attach.new_namespace(key))}
+
+    async def connect(self, container: list[str], netns: str, publish: str, network: str, ip: str | None) -> Json:
+        """Give a container whose name is reserved its address and ports on a network.
+
+        ConflictError when one of them cannot be had. What was made stays until `release`.
+        """
+        key, wanted = Key(*container), IPv4Address(ip) if ip else None
+        mappings, errors = ports.parse_list(publish)
+        if errors:
+            raise errors[0]
+        async with self._turn:
+            made = await asyncio.to_thread(attach.attach, self._settings, key, network, wanted, Path(netns))
+            reserved = replace(self._reconciler.reserved[key], requests=mappings, endpoint=made.endpoint)
+            self._reconciler.reserved[key] = reserved
+            await self._reconciler.refresh([key])
+            self._check_given(key)
+        given = {"ipv4": str(made.ipv4) if made.ipv4 else None, "ipv6": str(made.ipv6) if made.ipv6 else None}
+        return {**given, "dns": made.dns, **self._container(key)}
 
     async def release(self, container: list[str], *, owned: bool) -> Json:
         """End a reservation of the caller's own; take a container that does not exist off its network.

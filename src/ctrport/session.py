@@ -24,7 +24,7 @@ class Session:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._reserved: set[Key] = set()
+        self._reserved: dict[Key, str] = {}  # with the paths of their namespaces
 
     async def call(self, operation: str, **arguments: Any) -> Json:
         """Do an operation. What has begun comes to its end even if the caller is cancelled.
@@ -50,18 +50,26 @@ class Session:
         service = self._service
         if operation == "reserve":
             result = await service.reserve(**arguments)
-            self._reserved.add(Key(*arguments["container"]))
+            self._reserved[Key(*arguments["container"])] = result["netns"]
             return result
+        if operation == "connect":
+            return await service.connect(**arguments, netns=self._reserved[Key(*arguments["container"])])
         if operation == "release":
             key = Key(*arguments["container"])
             result = await service.release(**arguments, owned=key in self._reserved)
-            self._reserved.discard(key)
+            self._reserved.pop(key, None)
             return result
         plain: dict[str, Callable[..., Awaitable[Json]]] = {
             "converge": service.converge,
             "bindings": service.bindings,
             "configuration": service.configuration,
             "resync": service.resync,
+            "prospect": service.inquiry.prospect,
+            "spec": service.inquiry.spec,
+            "set_spec": service.inquiry.set_spec,
+            "runs": service.inquiry.runs,
+            "check": service.inquiry.check,
+            "containers": service.inquiry.containers,
             "publish": service.publish,
             "unpublish": service.unpublish,
             "create_network": service.create_network,

@@ -33,8 +33,18 @@ sys.argv[0] = "ctrport"
 runpy.run_module("ctrport", run_name="__main__", alter_sys=True)
 """
 # A kernel without nf_tables answers EINVAL to its netlink messages, which cannot be brought about on a kernel that
-# has it: the module below says what libnftables 1.0.6 says then.
+# has it: the module below has our netlink sockets say so, and says what libnftables 1.0.6 says then.
 STUB_NFTABLES = """
+import errno
+from ctrport.host.netlink import Netlink
+
+def answers(self, *words, answers=Netlink._answers):
+    if self._socket.proto == 12:
+        raise OSError(errno.EINVAL, "Invalid argument")
+    return answers(self, *words)
+
+Netlink._answers = answers
+
 class Nftables:
     def __getattr__(self, name): return lambda *arguments: None
     def cmd(self, script):

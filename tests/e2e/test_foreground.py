@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import termios
@@ -18,6 +19,7 @@ from lab import REFUSED, http_get, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from program import Cli
 
@@ -211,14 +213,14 @@ def test_a_signal_with_a_terminal(ctrport: Cli, terminals: list[Terminal]):
 
 
 @pytest.mark.parametrize("whom", ["process", "group"])
-def test_ctrl_c_before_the_container_runs(ctrport: Cli, whom: str):
+def test_ctrl_c_before_the_container_runs(program: Cli, whom: str):
     """Ctrl-C at any moment of a run leaves a container that runs, or nothing at all."""
-    ctrport("run", "--rm", "--name", ctrport.containerd.unique("fg"), ctrport.containerd.image, "true", check=True)
-    before = ctrport.everything()
+    program("run", "--rm", "--name", program.containerd.unique("fg"), program.containerd.image, "true", check=True)
+    before = program.everything()
     for step in range(8):
-        name = ctrport.containerd.unique("fg")
-        process = ctrport.popen(
-            *("run", "-d", "--name", name, "-p", "8080:80", ctrport.containerd.image),
+        name = program.containerd.unique("fg")
+        process = program.popen(
+            *("run", "-d", "--name", name, "-p", "8080:80", program.containerd.image),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -232,8 +234,55 @@ def test_ctrl_c_before_the_container_runs(ctrport: Cli, whom: str):
         assert process.returncode in (0, 130, -signal.SIGINT), said
         if output or process.returncode == 0:
             assert output == f"{name}\n"
-            ctrport("rm", "-f", name, check=True)
-        assert ctrport.everything() == before, (step, process.returncode, said)
+            program("rm", "-f", name, check=True)
+        assert program.everything() == before, (step, process.returncode, said)
+
+
+@pytest.fixture
+def slow(program: Cli, tmp_path: Path) -> dict[str, str]:
+    """Give an environment whose ctr is slow to make a container: its network is there long before."""
+    path = program.environment["PATH"]
+    script = tmp_path / "ctr"
+    script.write_text(
+        f'#!/bin/sh\ncase " $* " in *" containers create "*) sleep 1;; esac\n'
+        f'exec {shutil.which("ctr", path=path)} "$@"\n'
+    )
+    script.chmod(0o755)
+    return {"PATH": f"{tmp_path}:{path}"}
+
+
+def test_a_container_whose_port_is_refused_while_it_is_made(program: Cli, slow: dict[str, str]):
+    """The end of ctr is waited for, and what it made is removed again; the error is about the port."""
+    image = program.containerd.image
+    with program.container("-p", "8080:80") as holder:
+        before = program.everything()
+        name = program.containerd.unique("late")
+        result = program("run", "-d", "--name", name, "-p", "8080:80", image, env=slow)
+        assert (result.returncode, result.stdout) == (125, "")
+        assert f"8080/tcp is held by container default/{holder}" in result.stderr
+        assert program.everything() == before
+
+
+@pytest.mark.parametrize("port", [8080, 8081], ids=["port taken", "port free"])
+def test_a_name_that_somebody_takes_while_a_container_is_made(program: Cli, slow: dict[str, str], port: int):
+    """Another's container of the same name is left alone, whatever else has gone wrong."""
+    image = program.containerd.image
+    with program.container("-p", "8080:80"):
+        name = program.containerd.unique("late")
+        process = program.popen(
+            *("run", "-d", "--name", name, "-p", f"{port}:80", image),
+            env=slow,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until((program.root / "containers" / "default" / name).exists, within=20, what="the name, reserved")
+        program.containerd.ctr("containers", "create", image, name)
+        output, said = process.communicate(timeout=30)
+        assert (process.returncode, output, "Traceback" in said) == (125, "", False), said
+        assert ("8080/tcp is held by" if port == 8080 else "already exists") in said
+        assert f"default: container {name}" in program.everything()["containers"]
+        program("rm", name, check=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -91,6 +91,26 @@ def test_what_run_prints(ctrport: Cli, watcher: Watcher):
     assert outputs == [(0, "NAME\n", ""), (0, "NAME\n", UNWATCHED)]
 
 
+def test_beside_a_watcher_a_command_asks_no_containerd_itself(watched: Cli):
+    """The watcher is connected: a detached run, also with what only containerd knows, loads no gRPC of its own."""
+    name = watched.containerd.unique("light")
+    options = ("-d", "--name", name, "-p", "8080:80", "-P", "-u", "nobody", "--restart", "always")
+    image = watched.containerd.image
+    for arguments in (
+        ("run", *options, image, "sleep", "600"),
+        ("ps",),
+        ("port", name),
+        ("sync",),
+        ("unpublish", name, "--all"),
+    ):
+        result = watched(*arguments, check=True, env={"PYTHONPROFILEIMPORTTIME": "1"})
+        loaded = set(re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", result.stderr, flags=re.MULTILINE))
+        assert "ctrport.control" in loaded
+        assert loaded & {"grpc", "google.protobuf", "pyroute2", "nftables", "ctrport.service"} == set()
+    assert watched.spec(name)["process"]["user"]["uid"] == 65534
+    watched("rm", "-f", name, check=True)
+
+
 def test_redis_is_reached_from_everywhere(program: Cli, lab: Lab):
     """redis-cli stores and reads through the published port: remote, host by 127.0.0.1 and address, sibling."""
     image = program.containerd.redis_image
@@ -490,7 +510,7 @@ def test_names_inside(ctrport: Cli):
         assert loopback == []
 
 
-def test_environment_mounts_user_and_directory(ctrport: Cli, tmp_path: Path):
+def test_environment_mounts_user_and_directory(program: Cli, tmp_path: Path):
     """-e, --env-file, -v, --mount, -w and -u are what the program inside sees."""
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -502,33 +522,33 @@ def test_environment_mounts_user_and_directory(ctrport: Cli, tmp_path: Path):
         'echo "$COLOUR $SHAPE $(id -u):$(id -g) $(pwd)"; cat /data/in; echo back > /data/out; '
         "echo x > /fixed/in || echo read-only"
     )
-    name = ctrport.containerd.unique("options")
-    result = ctrport(
+    name = program.containerd.unique("options")
+    result = program(
         *("run", "--rm", "--name", name, "-e", "SHAPE=square", "--env-file", env_file),
         *("-v", f"{shared}:/data", "--mount", f"type=bind,source={shared},target=/fixed,readonly"),
-        *("-w", "/tmp", "-u", "65534:1000", ctrport.containerd.image, "sh", "-c", script),  # noqa: S108 - inside
+        *("-w", "/tmp", "-u", "65534:1000", program.containerd.image, "sh", "-c", script),  # noqa: S108 - inside
     )
     assert result.stdout.splitlines() == ["green square 65534:1000 /tmp", "from the host", "read-only"]
     assert result.returncode == 0
     assert (shared / "out").read_text() == "back\n"
 
 
-def test_entrypoint(ctrport: Cli, tmp_path: Path):
+def test_entrypoint(program: Cli, tmp_path: Path):
     """--entrypoint replaces the image's, and the image's command goes with it; without it both are kept."""
     reference = "docker.io/library/entry:latest"
     archive = busybox_image(tmp_path / "i.tar", reference, entrypoint=["echo", "image"], cmd=["command"])
-    ctrport.containerd.import_image(archive)
+    program.containerd.import_image(archive)
 
     def said(*arguments: str) -> str:
-        name = ctrport.containerd.unique("entry")
-        return ctrport("run", "--rm", "--name", name, *arguments, check=True).stdout
+        name = program.containerd.unique("entry")
+        return program("run", "--rm", "--name", name, *arguments, check=True).stdout
 
     assert said("entry") == "image command\n"
     assert said("entry", "mine") == "image mine\n"
     assert said("--entrypoint", "/bin/echo", "entry", "mine") == "mine\n"
     assert said("--entrypoint", "/bin/echo", "entry") == "\n"
     assert said("--entrypoint", "", "entry", "echo", "plain") == "plain\n"
-    ctrport.containerd.ctr("images", "delete", reference)
+    program.containerd.ctr("images", "delete", reference)
 
 
 def test_limits_and_labels(ctrport: Cli):

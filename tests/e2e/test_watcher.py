@@ -301,6 +301,10 @@ def test_restart_of_containerd(ctrport: Cli, watcher: Watcher, lab: Lab):
         ctrport.containerd.kill()
         until(lambda: "no events from containerd" in watcher.log, what="the watcher's words")
         assert page(lab, 8080) == PAGE
+        result = ctrport("run", "-d", "-p", "8082:80", ctrport.containerd.image)  # which asks through the watcher
+        assert result.returncode == 125
+        assert f"cannot ask for the version: no containerd at {ctrport.containerd.address}" in result.stderr
+        assert "is containerd running?" in result.stderr
         os.kill(int(pid), signal.SIGKILL)
         time.sleep(0.5)
         assert page(lab, 8080) == PAGE

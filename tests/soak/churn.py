@@ -118,6 +118,9 @@ def _publish(number: int, rng: random.Random) -> str:
 
 
 def _reserve_request(stage: Stage, key: Key) -> bytes:
-    request: dict[str, Any] = {"operation": "reserve", "containerd": stage.fake.address, "container": list(key)}
-    request |= {"publish": "8300-8320:80", "network": "default", "ip": None}
-    return json.dumps(request).encode() + b"\n"
+    common = {"containerd": stage.fake.address, "container": list(key), "network": "default"}
+    requests: list[dict[str, Any]] = [
+        {"operation": "reserve", **common, "labels": {}},
+        {"operation": "connect", **common, "publish": "8300-8320:80", "ip": None},
+    ]
+    return b"".join(json.dumps(request).encode() + b"\n" for request in requests)

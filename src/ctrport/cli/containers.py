@@ -9,12 +9,13 @@ import typer
 from ctrport.cli.maintenance import UNWATCHED, FormatOption
 from ctrport.cli.output import Format, note, print_json, print_lines, print_table, warn
 from ctrport.errors import NotFoundError
+from ctrport.model.key import Key
 from ctrport.model.ports import parse_port_argument
-from ctrport.model.workload import Key
 from ctrport.run.names import check_identifier
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
+    from ctrport.connection import Connection
     from ctrport.containerd.client import Client
     from ctrport.control import Writer
     from ctrport.model.workload import Container
@@ -142,7 +143,7 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
     import asyncio  # noqa: PLC0415
 
     from ctrport.cli.output import print_error  # noqa: PLC0415
-    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.connection import Connection  # noqa: PLC0415
     from ctrport.control import writer  # noqa: PLC0415
     from ctrport.errors import CtrportError  # noqa: PLC0415
     from ctrport.lifecycle import check_owner  # noqa: PLC0415
@@ -150,12 +151,13 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
     async def everyone() -> bool:
         failed = False
         async with (
-            Client(settings.address, timeout=settings.config.timeout_seconds) as client,
-            writer(settings, client) as link,
+            Connection(settings) as connection,
+            writer(settings, connection) as link,
         ):
             for name in containers:
                 try:
-                    record = await client.container(await find(settings, client, name))
+                    client = connection.client
+                    record = await client.container(await find(settings, connection, name))
                     check_owner(record)
                     await work(client, link, record)
                     print_lines([name])
@@ -169,13 +171,18 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
 
 
 async def _entry(settings: Settings, name: str) -> dict[str, Any]:
-    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.connection import Connection  # noqa: PLC0415
+    from ctrport.control import connect  # noqa: PLC0415
     from ctrport.observe import bindings  # noqa: PLC0415
 
-    async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-        key = await find(settings, client, name)
-        await client.container(key)  # or say that there is none
-        for entry in await bindings(settings, client):
+    async with Connection(settings) as connection, connect(settings) as link:
+        key = await find(settings, connection, name)
+        if link is not None:
+            await link.call("check", container=list(key))
+            (entry,) = (await link.call("bindings", container=list(key)))["containers"]
+            return dict(entry)
+        await connection.client.container(key)  # or say that there is none
+        for entry in await bindings(settings, connection.client):
             if Key(entry["namespace"], entry["id"]) == key:
                 return entry
     return {"addresses": [], "mappings": []}
@@ -183,31 +190,25 @@ async def _entry(settings: Settings, name: str) -> dict[str, Any]:
 
 async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]:
     """Give every container of the namespace in the shape of `ps --format json`, oldest first."""
-    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.connection import Connection  # noqa: PLC0415
+    from ctrport.control import connect  # noqa: PLC0415
+    from ctrport.inquiry import Inquiry  # noqa: PLC0415
     from ctrport.observe import bindings  # noqa: PLC0415
 
+    async with Connection(settings) as connection, connect(settings) as link:
+        if link is not None:
+            published = (await link.call("bindings"))["containers"]
+            listed = await link.call("containers", namespace=settings.namespace)
+        else:
+            published = await bindings(settings, connection.client)
+            listed = await Inquiry(connection.client).containers(settings.namespace)
+    found = {(entry["namespace"], entry["id"]): entry for entry in published}
     entries = []
-    async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-        found = {Key(e["namespace"], e["id"]): e for e in await bindings(settings, client)}
-        tasks = await client.tasks(settings.namespace)
-        for container in sorted(await client.containers(settings.namespace), key=lambda c: c.created_at):
-            task = tasks.get(container.key.id)
-            if not stopped and (task is None or not task.status.live):
-                continue
-            known = found.get(container.key, {"addresses": [], "mappings": [], "problems": []})
-            entries.append(
-                {
-                    "id": container.key.id,
-                    "name": container.name,
-                    "namespace": container.key.namespace,
-                    "image": container.image,
-                    "status": str(task.status) if task else "none",
-                    "addresses": known["addresses"],
-                    "netns": container.netns,
-                    "mappings": known["mappings"],
-                    "problems": known["problems"],
-                }
-            )
+    for container in listed["containers"]:
+        if container.pop("live") or stopped:
+            known = found.get((container["namespace"], container["id"]), {})
+            container |= {name: known.get(name, []) for name in ("addresses", "mappings", "problems")}
+            entries.append(container)
     return entries
 
 
@@ -246,10 +247,10 @@ def _asked(mapping: dict[str, Any]) -> str:
     return f"{where}->{mapping['container_port']}/{mapping['protocol']}"
 
 
-async def find(settings: Settings, client: Client, name: str) -> Key:
+async def find(settings: Settings, connection: Connection, name: str) -> Key:
     """Give the container of a name: a pod's pause container by NAMESPACE/NAME, or NotFoundError."""
     if "/" in name:  # in no container's id, and in every pod's name
-        return (await client.pod(name)).key
+        return (await connection.client.pod(name)).key
     return key_of(settings, name)
 
 

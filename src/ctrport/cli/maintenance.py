@@ -26,15 +26,15 @@ def sync(context: typer.Context, format_: FormatOption = Format.TABLE) -> None:
     """Make one full pass now, through the watcher where one runs; exit 1 if this host does not let it be whole."""
     import asyncio  # noqa: PLC0415
 
-    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.connection import Connection  # noqa: PLC0415
     from ctrport.control import writer  # noqa: PLC0415
 
     settings: Settings = context.obj
 
     async def work() -> tuple[bool, dict[str, Any]]:
         async with (
-            Client(settings.address, timeout=settings.config.timeout_seconds) as client,
-            writer(settings, client) as link,
+            Connection(settings) as connection,
+            writer(settings, connection) as link,
         ):
             return link.watched, await link.call("resync")
 

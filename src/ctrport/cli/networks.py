@@ -13,7 +13,9 @@ from ctrport.errors import CtrportError
 if TYPE_CHECKING:
     from ctrport.config import Settings
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, list and remove networks.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Make, list and remove networks."
+)
 
 
 @app.command("create")
@@ -127,11 +129,11 @@ def rm(context: typer.Context, names: Annotated[list[str], typer.Argument(metava
 def _call(settings: Settings, operation: str, **arguments: Any) -> dict[str, Any]:
     import asyncio  # noqa: PLC0415
 
-    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.connection import Connection  # noqa: PLC0415
     from ctrport.control import writer  # noqa: PLC0415
 
     async def work() -> dict[str, Any]:
-        async with Client(settings.address) as client, writer(settings, client) as link:
+        async with Connection(settings) as connection, writer(settings, connection) as link:
             return await link.call(operation, **arguments)
 
     return asyncio.run(work())

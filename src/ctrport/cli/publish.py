@@ -64,15 +64,15 @@ def _specs(specs: list[str]) -> str:
 def _ask(settings: Settings, operation: str, container: str, specs: str | None) -> tuple[bool, dict[str, Any]]:
     import asyncio  # noqa: PLC0415 - --help should start without it
 
-    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.connection import Connection  # noqa: PLC0415
     from ctrport.control import writer  # noqa: PLC0415
 
     async def work() -> tuple[bool, dict[str, Any]]:
         async with (
-            Client(settings.address, timeout=settings.config.timeout_seconds) as client,
-            writer(settings, client) as link,
+            Connection(settings) as connection,
+            writer(settings, connection) as link,
         ):
-            key = await find(settings, client, container)
+            key = await find(settings, connection, container)
             return link.watched, await link.call(operation, container=list(key), specs=specs)
 
     return asyncio.run(work())

@@ -136,7 +136,7 @@ def _run(settings: Settings, wanted: Options) -> int:
     import asyncio  # noqa: PLC0415 - --help and --dry-run should start without it
     import signal  # noqa: PLC0415
 
-    from ctrport.containerd.client import Client  # noqa: PLC0415
+    from ctrport.connection import Connection  # noqa: PLC0415
     from ctrport.run.flow import run as run_container  # noqa: PLC0415
 
     async def work() -> int:
@@ -144,8 +144,8 @@ def _run(settings: Settings, wanted: Options) -> int:
         current = asyncio.current_task()
         assert current is not None  # noqa: S101 - asyncio.run makes one
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
-        async with Client(settings.address, timeout=settings.config.timeout_seconds) as client:
-            started = await run_container(settings, client, wanted)
+        async with Connection(settings) as connection:
+            started = await run_container(settings, connection, wanted)
         if started.exit_code is None:
             print_lines([started.name])
             if not started.watched:

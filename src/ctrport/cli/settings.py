@@ -13,6 +13,8 @@ from ctrport.config import Settings, read
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
     help="Show the configuration in force, check a configuration file.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )

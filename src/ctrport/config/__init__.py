@@ -7,13 +7,10 @@ the table of that name, `render` writes a configuration out.
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctrport.config.place import Place
-from ctrport.config.policy import policy
 from ctrport.errors import InputError
 from ctrport.model.mark import DEFAULT_MARK
 from ctrport.model.policy import Policy
@@ -21,6 +18,8 @@ from ctrport.model.policy import Policy
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from ctrport.config.place import Place
 
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 DEFAULT_NAMESPACE = "default"
@@ -77,15 +76,23 @@ def read(path: Path, *, required: bool) -> Config | None:
     """Read config.toml, None if there is none. InputError names the file, the line, the key and what is wrong."""
     try:
         text = path.read_text("utf-8")
-        raw = tomllib.loads(text)
     except FileNotFoundError:
         if required:
             raise InputError(f"no configuration file at {path}") from None
         return None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
+    import tomllib  # noqa: PLC0415 - these are for who has such a file
+
+    from ctrport.config.place import Place  # noqa: PLC0415
+    from ctrport.config.policy import policy  # noqa: PLC0415
+
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: {error}") from error
     known: dict[str, Callable[[Place], Any]] = {
         "mark": _mark,
         "resync_seconds": _seconds,

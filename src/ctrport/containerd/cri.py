@@ -15,8 +15,9 @@ import re
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
-from ctrport.model.annotations import CRI_KIND, CRI_NAMESPACE, PUBLISH
+from ctrport.model.annotations import CRI_KIND, CRI_NAMESPACE
 from ctrport.model.ports import PortMapping, Protocol
+from ctrport.model.words import PUBLISH
 from ctrport.model.workload import Pod, Sandbox
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ctrport.errors import HostError, KernelError
 from ctrport.firewall import rules
+from ctrport.firewall.refused import refused
 from ctrport.firewall.rules import GENERIC, comment, text
 from ctrport.firewall.ruleset import SETS, TABLE
 from ctrport.firewall.table import Element, Listing
@@ -38,8 +38,8 @@ _HEADER = struct.Struct("=HH")
 # A counter's name, and the header of its data and of its bytes; then come 8 bytes, another header and 8 bytes.
 COUNTER = bytes.fromhex("0c000100 636f756e74657200 1c000200 0c000100") if sys.byteorder == "little" else b"none"
 COUNTER_SIZE = 40
-_comment = lru_cache(maxsize=65536)(comment)  # of all ports of a container it is the same
-_U16, _U64 = struct.Struct("!H"), struct.Struct("!Q")
+_comment = lru_cache(maxsize=4096)(comment)  # of all ports of a container it is the same
+_U64 = struct.Struct("!Q")
 
 
 def read(netlink: Netlink, *, elements: bool = True) -> Listing | None:
@@ -65,10 +65,7 @@ def read(netlink: Netlink, *, elements: bool = True) -> Listing | None:
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None
-        told = f"the kernel refused to list table {TABLE}: {error.strerror or error}"
-        if error.errno == errno.EPERM:
-            raise HostError(told, hint="run as root (CAP_NET_ADMIN)") from error
-        raise KernelError(told, hint="modprobe nf_tables") from error
+        raise refused(f"list table {TABLE}", error) from error
     return Listing(chains=there.chains, elements=found, fingerprint=there.digest, counts=counts)
 
 
@@ -108,18 +105,20 @@ def _joined(value: bytes, types: list[str]) -> str:
     parts, at = [], 0
     for kind in types:
         size = SIZES.get(kind, 4)
-        parts.append(_spelled(kind, value[at : at + size]))
+        raw = value[at : at + size]
+        if kind == "inet_service":
+            parts.append(str(raw[0] << 8 | raw[1]))
+        elif kind == "inet_proto":
+            parts.append(str(PROTOCOLS.get(raw[0], raw[0])))
+        else:
+            parts.append(f'"{text(raw)}"' if kind == "ifname" else _address(raw))
         at += size
     return " . ".join(parts)
 
 
-@lru_cache(maxsize=65536)
-def _spelled(kind: str, raw: bytes) -> str:
-    if kind == "inet_service":
-        return str(_U16.unpack_from(raw)[0])
-    if kind == "inet_proto":
-        return PROTOCOLS.get(raw[0], str(raw[0]))
-    return f'"{text(raw)}"' if kind == "ifname" else str(ip_address(raw))
+@lru_cache(maxsize=4096)  # of all ports of a container it is the same
+def _address(raw: bytes) -> str:
+    return str(ip_address(raw))
 
 
 def _count(expression: bytes) -> Count | None:

@@ -9,7 +9,6 @@ replaced by one of the same size.
 from __future__ import annotations
 
 import ctypes
-import errno
 import socket
 import struct
 import threading
@@ -17,8 +16,8 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ctrport.errors import HostError, KernelError
 from ctrport.firewall.foreign import iptables
+from ctrport.firewall.refused import refused
 from ctrport.host.netlink import Netlink, attributes
 
 if TYPE_CHECKING:
@@ -79,10 +78,7 @@ def read() -> int:
         netlink = _asked.__dict__.pop("netlink", None) or Netlink(NETLINK_NETFILTER)
         answer = netlink.ask(GET_GENERATION, _GENERIC.pack(socket.AF_UNSPEC, 0, 0))
     except OSError as error:
-        message = f"the kernel refused to tell the generation of its nftables rules: {error}"
-        if error.errno == errno.EPERM:
-            raise HostError(message, hint="run as root (CAP_NET_ADMIN)") from error
-        raise KernelError(message, hint="modprobe nf_tables") from error
+        raise refused("tell the generation of its nftables rules", error) from error
     _asked.netlink = netlink  # not after a failure: an answer that comes late would be taken for the next one's
     return int.from_bytes(dict(attributes(answer, _GENERIC.size))[GENERATION_ID], "big")
 

@@ -167,9 +167,10 @@ class KernelTable:
 
     def _remember(self, counts: Counts) -> None:
         """Take in what elements have counted: never less than before, as whoever writes them anew begins at 0."""
-        for key, count in counts.items():
-            if self._holds(*key):
-                self._counts[key] = max(count, self._counts.get(key, count))
+        for (name, element), count in counts.items():
+            mine = self.elements.get(name, {}).get(element.key)
+            if mine == element and count != (0, 0):  # and keep ours, not the listing's equal one
+                self._counts[name, mine] = max(count, self._counts.get((name, mine), count))
 
     def _is_intact(self, table: Table, listing: Listing | None) -> bool:
         """Say whether listed rules are those written last and those to be, by the record on disk or in memory."""

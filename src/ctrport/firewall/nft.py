@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ctrport.errors import HostError, KernelError
 from ctrport.firewall import contents
+from ctrport.firewall.refused import MODULES, PRIVILEGE
 from ctrport.firewall.ruleset import TABLE
 from ctrport.host.netlink import Netlink
 
@@ -77,11 +78,7 @@ def _error(what: str, text: str) -> KernelError | HostError:
     first = next((line.strip() for line in text.splitlines() if "rror" in line), text.strip())
     message = f"nftables refused to {what} {TABLE}: {first}"
     if "Operation not permitted" in text:
-        return HostError(message, hint="run as root (CAP_NET_ADMIN)")
+        return HostError(message, hint=PRIVILEGE)
     if "Protocol not supported" in text or "not supported" in text or "cache initialization failed" in text:
-        return HostError(
-            message,
-            hint="this kernel lacks nf_tables or one of its parts: load nf_tables, nft_chain_nat, nft_fib_inet, "
-            "nft_ct, nft_masq (kernel 5.7 or newer)",
-        )
+        return HostError(message, hint=MODULES)
     return KernelError(message, hint="run with -v to see the script")

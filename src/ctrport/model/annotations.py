@@ -16,6 +16,7 @@ from ctrport.model import amendment, ports
 from ctrport.model.amendment import EXTENSION, Amendment
 from ctrport.model.bindings import Listener
 from ctrport.model.ports import PortMapping, Protocol
+from ctrport.model.words import AUTO_REMOVE, PUBLISH
 from ctrport.model.workload import Sandbox, Workload
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     from ctrport.model.workload import Container, Endpoint
 
-PUBLISH = "ctrport.io/publish"  # port specs, separated by commas or white space
-NETWORK = "ctrport.io/network"  # by `ctrport run`: the network that the container is on
-AUTO_REMOVE = "ctrport.io/rm"  # by `ctrport run -d --rm`: remove the container once it has exited
 ALL = "all"  # among the port specs: every exposed port of the image that is not named, as `docker run -P`
 
 # The CRI plugin keeps pods here, and sets the label on all their containers. The pause container's stands for the

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ctrport.model.ports import is_wildcard as is_wildcard  # noqa: PLC0414 - a word of bindings, too
+
 if TYPE_CHECKING:
     from ctrport.model.ports import PortMapping, Protocol
     from ctrport.model.workload import Key, Pod
@@ -104,11 +106,6 @@ class Host:
     def is_like(self, other: Host) -> bool:
         """Whether both judge requests alike, but for who listens."""
         return replace(self, listeners=()) == replace(other, listeners=())
-
-
-def is_wildcard(address: IPAddress | None) -> bool:
-    """Whether a host IP stands for every address (of its family, or of both when None)."""
-    return address is None or address.is_unspecified
 
 
 def host_families(host_ip: IPAddress | None, ipv4: IPv4Address | None, ipv6: IPv6Address | None) -> tuple[int, ...]:

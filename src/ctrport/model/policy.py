@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
-from ctrport.model.bindings import is_wildcard
-from ctrport.model.ports import MAX_PORT
+from ctrport.model.ports import MAX_PORT, is_wildcard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

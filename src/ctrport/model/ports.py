@@ -95,6 +95,11 @@ def bracketed(ip: IPv4Address | IPv6Address) -> str:
     return f"[{ip}]" if ip.version == 6 else str(ip)  # noqa: PLR2004 - the protocol's own number
 
 
+def is_wildcard(address: IPv4Address | IPv6Address | None) -> bool:
+    """Whether a host IP stands for every address (of its family, or of both when None)."""
+    return address is None or address.is_unspecified
+
+
 def parse(spec: str) -> tuple[PortMapping, ...]:
     """Read one spec, short (`8080:80/tcp`) or long (`target=80,published=8080`); ranges expanded in order.
 

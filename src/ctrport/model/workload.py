@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from ctrport.model.key import Key as Key  # noqa: PLC0414, TC001 - known to most from here
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from ctrport.model.bindings import Listener
     from ctrport.model.ports import PortMapping, Protocol
-
-
-class Key(NamedTuple):
-    """containerd's namespace and container id: what identifies a container on one host."""
-
-    namespace: str
-    id: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.id}"
 
 
 class Status(enum.StrEnum):

@@ -48,13 +48,20 @@ class Attachment:
         return Endpoint(ipv4=self.ipv4, ipv6=self.ipv6, interface=self.bridge)
 
 
-def attach(settings: Settings, container: Key, name: str, wanted: IPv4Address | None = None) -> Attachment:
-    """Lease an address and make the namespace and the veth pair; on failure nothing of it stays."""
+def new_namespace(container: Key) -> Path:
+    """Give the path of a namespace that is still to be made: no two containers ever have the same."""
+    return netns.DIRECTORY / f"ctrport-{container.id[:60]}-{secrets.token_hex(4)}"
+
+
+def attach(
+    settings: Settings, container: Key, name: str, wanted: IPv4Address | None = None, where: Path | None = None
+) -> Attachment:
+    """Lease an address and make the namespace `where` and the veth pair; on failure nothing of it stays."""
     root = settings.root
+    namespace = (where or new_namespace(container)).name
     if is_cni(name):
-        return _attach_by_cni(settings, container, name)
+        return _attach_by_cni(settings, container, name, namespace)
     network = networks.load_or_create_default(root) if name == networks.DEFAULT else networks.load(root, name)
-    namespace = _new_namespace(container)
     files.make_directory(root, container)  # by it, detach knows a container of ours
     with ExitStack() as undo:
         lease = leases.take(root, network, container, netns=namespace, containerd=settings.address, wanted=wanted)
@@ -75,8 +82,7 @@ def is_cni(name: str) -> bool:
     return name.partition(":")[0] == CNI
 
 
-def _attach_by_cni(settings: Settings, container: Key, name: str) -> Attachment:
-    namespace = _new_namespace(container)
+def _attach_by_cni(settings: Settings, container: Key, name: str, namespace: str) -> Attachment:
     found = cni_attach.attach(settings, container, name.partition(":")[2] or None, namespace)
     routes = proc.read()
     return Attachment(
@@ -86,10 +92,6 @@ def _attach_by_cni(settings: Settings, container: Key, name: str) -> Attachment:
         ipv6=found.ipv6,
         dns=cni_attach.nameservers(settings.root, container),
     )
-
-
-def _new_namespace(container: Key) -> str:
-    return f"ctrport-{container.id[:60]}-{secrets.token_hex(4)}"
 
 
 def connect(state: Path, network: Network, lease: leases.Lease) -> None:

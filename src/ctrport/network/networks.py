@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrport.errors import HostError, NotFoundError
-from ctrport.network import proc
 from ctrport.run.names import IDENTIFIER
 
 if TYPE_CHECKING:
@@ -115,6 +113,8 @@ def load_or_create_default(root: Path) -> Network:
     try:
         return load(root, DEFAULT)
     except NotFoundError:
+        from ctrport.network import proc  # noqa: PLC0415 - needed once on a host
+
         network = Network(
             name=DEFAULT,
             bridge=DEFAULT_BRIDGE,
@@ -159,4 +159,4 @@ def has_ipv6() -> bool:
 
 def unique_local() -> IPv6Network:
     """Give a random unique local /64: fd, 40 random bits, subnet 0 (RFC 4193, section 3.1)."""
-    return IPv6Network(((0xFD << 120) | (secrets.randbits(40) << 80), 64))
+    return IPv6Network(((0xFD << 120) | (int.from_bytes(os.urandom(5)) << 80), 64))

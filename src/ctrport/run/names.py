@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 
 from ctrport.errors import InputError
 
@@ -26,7 +26,7 @@ def check_identifier(what: str, name: str) -> str:
 def generated_name(image: str) -> str:
     """Give a name for a container that was given none: the image's, and four random digits."""
     base = re.sub(r"[^A-Za-z0-9]+", "-", reference_name(image)).strip("-") or "container"
-    return f"{base[:60].rstrip('-')}-{secrets.token_hex(2)}"
+    return f"{base[:60].rstrip('-')}-{os.urandom(2).hex()}"
 
 
 def reference_name(image: str) -> str:

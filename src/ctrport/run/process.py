@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ctrport.containerd.client import Client
+    from ctrport.connection import Connection
     from ctrport.model.workload import Key
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ async def run(
     """Run a ctr command to its end. RunError with its last words when it fails.
 
     One that is not interruptible is out of the terminal's reach, and a cancellation waits for it: half of its
-    work could not be found and taken back.
+    work could not be found and taken back. If it fails then, that is told instead: it has done nothing.
     """
     log.debug("%s", shlex.join(command))
     try:
@@ -72,8 +72,9 @@ async def run(
     except asyncio.CancelledError:
         if interruptible:
             process.kill()
-        await ending
-        raise
+        _, said = await ending
+        if interruptible or process.returncode == 0:
+            raise
     if process.returncode != 0:
         raise RunError(tried, said.decode("utf-8", "replace"), hint)
 
@@ -81,9 +82,9 @@ async def run(
 class Task:
     """`ctr tasks start`: over at once when detached, else as long as the container lives."""
 
-    def __init__(self, command: Sequence[str], client: Client, key: Key, pid_file: Path) -> None:
+    def __init__(self, command: Sequence[str], connection: Connection, key: Key, pid_file: Path) -> None:
         self._command = command
-        self._client = client
+        self._connection = connection
         self._key = key
         self._pid_file = pid_file  # ctr writes it when the task is created
         self._process: asyncio.subprocess.Process | None = None
@@ -155,7 +156,7 @@ class Task:
     async def _is_live(self) -> bool:
         if not self._pid_file.exists():
             return False
-        task = await self._client.task(self._key)
+        task = await self._connection.client.task(self._key)
         return task is not None and task.status.live
 
     async def _relay_errors(self, process: asyncio.subprocess.Process) -> None:
@@ -177,7 +178,7 @@ class Task:
         while True:
             number = await self._signals.get()
             try:
-                await self._client.kill(self._key, number)
+                await self._connection.client.kill(self._key, number)
             except NotFoundError:  # it has ended already
                 return
             except CtrportError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctrport.errors import ConflictError, CtrportError, HostError, InputError
-from ctrport.model.annotations import NETWORK
+from ctrport.model.words import NETWORK
 from ctrport.model.workload import Status
 from ctrport.network import files, netns
 from ctrport.run import process, translate

@@ -12,8 +12,8 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from ctrport.errors import InputError
-from ctrport.model.annotations import AUTO_REMOVE, NETWORK, PUBLISH
 from ctrport.model.listing import join
+from ctrport.model.words import AUTO_REMOVE, NETWORK, PUBLISH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
