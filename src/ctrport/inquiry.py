@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ctrport import lifecycle
 from ctrport.errors import NotFoundError
 from ctrport.model.key import Key
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ctrport.containerd.client import Client
 
 Json = dict[str, Any]
+NOTICE_PATIENCE = 2.0  # seconds for containerd to take note of an exit
 
 
 class Inquiry:
@@ -74,6 +76,8 @@ class Inquiry:
         }
 
     async def runs(self, container: list[str]) -> Json:
-        """Say whether a container's task runs."""
-        task = await self._client.task(Key(*container))
-        return {"runs": task is not None and task.status.live}
+        """Say whether a container's task runs on.
+
+        A process that is gone, with its network, still counts as running until containerd has taken note.
+        """
+        return {"runs": not await lifecycle.ends(self._client, Key(*container), within=NOTICE_PATIENCE)}

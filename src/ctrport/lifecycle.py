@@ -55,6 +55,11 @@ async def stop(client: Client, container: Container, *, patience: float) -> None
         await client.delete_task(key)
 
 
+async def ends(client: Client, key: Key, *, within: float) -> bool:
+    """Say whether a task has ended, or does so within some seconds."""
+    return await _reached(client, key, within, Status.STOPPED)
+
+
 async def kill(client: Client, key: Key) -> None:
     """End a task with SIGKILL. ContainerdError when it outlives even that."""
     await _kill(client, key, signal.SIGKILL)

@@ -1,0 +1,27 @@
+"""The end of a task, against a fake containerd that speaks the real wire."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ctrport import lifecycle
+from ctrport.containerd.client import Client
+from ctrport.model.workload import Key
+from fakes import FakeContainerd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WEB = Key("default", "web")
+
+
+async def test_an_end_that_is_noticed_late(tmp_path: Path):
+    """A task counts as ended when containerd says so soon, or knows of none; one that runs on does not."""
+    async with FakeContainerd(tmp_path / "c.sock") as fake, Client(f"unix://{fake.address}") as client:
+        fake.add(WEB)
+        assert await lifecycle.ends(client, WEB, within=0.1)
+        fake.start(WEB)
+        assert not await lifecycle.ends(client, WEB, within=0.1)
+        asyncio.get_running_loop().call_later(0.1, fake.exit, WEB)
+        assert await lifecycle.ends(client, WEB, within=30)
