@@ -56,14 +56,14 @@ class _Remote:
     def __init__(self, address: str, reader: asyncio.StreamReader, sender: asyncio.StreamWriter) -> None:
         self._address = address
         self._reader, self._sender = reader, sender
+        self._last: asyncio.Future[dict[str, Any]] | None = None
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        work = asyncio.ensure_future(self._exchange(operation, arguments))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await asyncio.wait([work])  # else the next call would read this one's answer
-            raise
+        if self._last is not None:  # who was interrupted has not waited for its answer, which comes first
+            await asyncio.wait([self._last])
+        self._last = asyncio.ensure_future(self._exchange(operation, arguments))
+        self._last.add_done_callback(lambda call: call.cancelled() or call.exception())
+        return await asyncio.shield(self._last)
 
     async def _exchange(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -100,14 +100,16 @@ def passes(stage: Stage) -> int:
     return stage.fake.calls["namespaces_list"]
 
 
-def ask(stage: Stage, operation: str, **arguments: Any) -> Any:
-    """Ask the watcher as commands do."""
+def ask(stage: Stage, *operations: tuple[str, dict[str, Any]]) -> Any:
+    """Ask the watcher as a command does, for one thing after the other; gives the last answer."""
     settings = Settings(address=stage.fake.address, root=stage.root, state=stage.state)
 
     async def work() -> Any:
         async with control.connect(settings) as link:
             assert link is not None
-            return await link.call(operation, **arguments)
+            for operation, arguments in operations:
+                answer = await link.call(operation, **arguments)
+            return answer
 
     return asyncio.run(work())
 
@@ -198,10 +200,11 @@ def test_nobody_takes_a_port_by_a_clock_that_was_set_back(stage: Stage, clock: C
 
         def wish(port: int) -> None:
             if operation == "publish":
-                ask(stage, "publish", container=list(other), specs=f"{port}:{ECHO_PORT}")
+                ask(stage, ("publish", {"container": list(other), "specs": f"{port}:{ECHO_PORT}"}))
             else:
-                new, publish = list(stage.reservation(port)), f"{port}:{ECHO_PORT}"
-                ask(stage, "reserve", container=new, publish=publish, network="default", ip=None, labels={})
+                new = {"container": list(stage.reservation(port)), "network": "default"}
+                wanted = {**new, "publish": f"{port}:{ECHO_PORT}", "ip": None}
+                ask(stage, ("reserve", {**new, "labels": {}}), ("connect", wanted))
 
         for port, holder in (8000, "today"), (8001, "tomorrow"):
             with pytest.raises(ConflictError, match=f"is held by container default/{holder}"):

@@ -7,6 +7,7 @@ belong to the operator: nothing here changes one, but for accept_ra where our fo
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,23 +94,27 @@ class HostSettings:
         self._config = settings.config
         self._for: tuple[Links, bool] | None = None  # for what the last pass set them
         self._set: list[Setting] = []  # as of then
+        self._at_work = threading.RLock()  # passes set them in threads, repairs beside them
+        self._seen: dict[str, str | None] = {}  # what decided, as of then
 
     def ensure(self, links: Links, *, ipv6: bool) -> None:
         """Set what is needed and keep it from `sysctl --system`; what cannot be done is told once."""
-        settings = wanted(links, ipv6=ipv6, changed=sysctl.changed(self._state))
-        failures = _set_all(self._state, settings)
-        self._set, self._for = settings, (links, ipv6)
-        # Asked now: what counts is the namespace of the thread that has just set them.
-        if (directory := sysctl_file.place(self._config)) is not None:
-            lines = [(setting.name, setting.value, setting.why) for setting in settings]
-            try:
-                sysctl_file.write(directory, lines)
-            except HostError as error:
-                failures.append(error)
-        told, self.trouble = self.trouble, tuple(f"{e.message}; mend it with: {e.hint}" for e in failures)
-        for text in self.trouble:
-            if text not in told:
-                log.error("%s", text)
+        with self._at_work:
+            settings = wanted(links, ipv6=ipv6, changed=sysctl.changed(self._state))
+            failures = _set_all(self._state, settings)
+            self._set, self._for = settings, (links, ipv6)
+            self._seen = {name: sysctl.read(name) for name in _filters(links)}
+            # Asked now: what counts is the namespace of the thread that has just set them.
+            if (directory := sysctl_file.place(self._config)) is not None:
+                lines = [(setting.name, setting.value, setting.why) for setting in settings]
+                try:
+                    sysctl_file.write(directory, lines)
+                except HostError as error:
+                    failures.append(error)
+            told, self.trouble = self.trouble, tuple(f"{e.message}; mend it with: {e.hint}" for e in failures)
+            for text in self.trouble:
+                if text not in told:
+                    log.error("%s", text)
 
     def ensure_once(self, links: Links, *, ipv6: bool) -> None:
         """Do the same, unless nothing else is needed than what was set; what others change is `mend`'s matter."""
@@ -117,16 +122,19 @@ class HostSettings:
             self.ensure(links, ipv6=ipv6)
 
     def mend(self) -> list[str]:
-        """Set again what somebody has changed since the last pass, and name it; costs a file's reading each.
+        """Set again what somebody has changed since the last pass, or made necessary; names it.
 
-        What could not be set by the pass is left to the next one.
+        Costs a file's reading each. What could not be set by the pass is left to the next one.
         """
-        if self._for is None or self.trouble:
-            return []
-        found = [each.name for each in self._set if sysctl.read(each.name) not in (None, each.value)]
-        if found:
-            links, ipv6 = self._for
-            self.ensure(links, ipv6=ipv6)
+        with self._at_work:
+            if self._for is None or self.trouble:
+                return []
+            found = [each.name for each in self._set if sysctl.read(each.name) not in (None, each.value)]
+            if found or any(sysctl.read(name) != value for name, value in self._seen.items()):
+                before = {each.name for each in self._set}
+                links, ipv6 = self._for
+                self.ensure(links, ipv6=ipv6)
+                found += [each.name for each in self._set if each.name not in before]
         return [sysctl.spelled(name) for name in found]
 
 
@@ -155,6 +163,11 @@ def _ipv6(links: Links, changed: Collection[str]) -> Iterator[Setting]:
         if (interface in ours and now in ("1", "2")) or (now == "1" and not forwards):
             yield Setting(name=name, value="2", why="keep taking router advertisements while forwarding")
     yield Setting(name=sysctl.IP6_FORWARDING, value="1", why="published ports are forwarded over IPv6")
+
+
+def _filters(links: Links) -> list[str]:
+    """Give the settings by which `_reverse_path` decides."""
+    return [f"net/ipv4/conf/{interface}/rp_filter" for interface in ("all", *sorted(links.every))]
 
 
 def _reverse_path(links: Links) -> Iterator[Setting]:
