@@ -13,7 +13,7 @@ import pytest
 
 from ctrport.claims import Claims
 from ctrport.errors import KernelError
-from ctrport.host import facts
+from ctrport.host import facts, reservation
 from ctrport.host.reservation import Reservation
 from ctrport.model import ports
 from ctrport.model.bindings import State
@@ -289,6 +289,16 @@ def test_what_cannot_be_held_is_published_all_the_same(
     assert re.fullmatch(
         r"10 published ports are not held against other programs: 800\d/tcp: Too many open files", said
     )
+
+
+def test_more_ports_than_open_files(host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """What is left of the limit is not held but published: other work goes on needing open files."""
+    monkeypatch.setattr(reservation, "_raise_limit", lambda: reservation.SPARE + 4)
+    host.reservation = reservation.Reservation()
+    bindings = host.publish("8000-8009:80-89")
+    assert {b.state for b in bindings} == {State.ACTIVE}
+    assert len(host.reservation) == 4
+    assert "6 published ports are not held against other programs" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------- many at once

@@ -34,6 +34,7 @@ IP_FREEBIND = 15  # linux/in.h; an address may come and go while it is published
 IPV6_FREEBIND = 78  # linux/in6.h
 WILDCARDS: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
 KINDS = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
+SPARE = 1000  # open files that are left for everything else that this process does
 OPEN_FILES = 1 << 20  # fs.nr_open; the hard limit that systemd gives by default is half of that
 
 
@@ -52,7 +53,7 @@ class Reservation:
     def __init__(self) -> None:
         self._held: dict[Place, int] = {}  # descriptors
         self._told: list[str] = []  # failures that the log has already
-        _raise_limit()
+        self._most = _raise_limit() - SPARE
 
     def __len__(self) -> int:
         return len(self._held)
@@ -105,7 +106,7 @@ class Reservation:
             if place in self._held:
                 continue
             try:
-                self._held[place] = _bound(place)
+                self._held[place] = self._bound(place)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE and (holder := _holder(place)):
                     holders.append(holder)
@@ -115,6 +116,11 @@ class Reservation:
             log.warning("%d published ports are not held against other programs: %s", len(failures), failures[0])
         self._told = failures or self._told
         return holders
+
+    def _bound(self, place: Place) -> int:
+        if len(self._held) >= self._most:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return _bound(place)
 
 
 def places(binding: Binding | None) -> Iterator[Place]:
@@ -177,8 +183,8 @@ def _holder(place: Place) -> Listener | None:
     return Listener(place.protocol, place.port, address, place.families, "a process that has bound it")
 
 
-def _raise_limit() -> None:
-    """Allow as many open files as we may: a socket for each published port."""
+def _raise_limit() -> int:
+    """Allow as many open files as we may, a socket for each published port; gives how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(hard, OPEN_FILES)
     for limit in ((wanted, wanted), (hard, hard)):
@@ -187,4 +193,5 @@ def _raise_limit() -> None:
         except (ValueError, OSError):  # more than we may
             continue
         log.debug("raised the limit of open files from %d to %d", soft, limit[0])
-        return
+        return limit[0]
+    return soft
