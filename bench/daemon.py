@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 HOST, FIRST = "192.0.2.1", 10000
 EACH = 10  # ports of a container
 EVERY = 60.0  # seconds from one full pass to the next, by default
+PEACE = 2.2  # seconds from one flush to the next: more often would be taken for a fight, and answered with pauses
+SETTLING = 10.0  # seconds after a start, in which the kernel's notices of 20,000 new elements are read
 HEAL_PATIENCE = 5.0  # seconds
 TICK = 1e9
 
@@ -122,7 +124,7 @@ def heal(bench: Bench) -> None:
                 if not _answers_again(stage.lab.remote):
                     break
                 found.append((time.perf_counter() - begun) * 1000)
-                time.sleep(0.5)
+                time.sleep(PEACE)
             stage.watcher.terminate()
         what = f"flush to answered, {size:,} mappings"
         missing = "" if found else f"not healed within {HEAL_PATIENCE:g} s"
@@ -191,7 +193,7 @@ def idle(bench: Bench) -> None:
             pids[what, OURS], stages[what] = stage.watcher.pid, stage
         if not bench.quick and (docker := bench.cast.docker()) is not None:
             pids["no container", "docker"] = docker.docker.pid
-        time.sleep(1)
+        time.sleep(1.0 if bench.quick else SETTLING)
         before = {key: spent(pid) for key, pid in pids.items()}
         time.sleep(seconds)
         for key, pid in pids.items():

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctrport import amend, rhythm
+from ctrport import amend
 from ctrport.config import render
 from ctrport.errors import ConflictError, CtrportError, HostError, KernelError
 from ctrport.inquiry import Inquiry
@@ -23,6 +22,7 @@ from ctrport.model.bindings import State
 from ctrport.model.workload import Key, Status, Workload
 from ctrport.network import administer, attach, define, files
 from ctrport.repairs import Repairs
+from ctrport.rhythm import Rhythm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -49,8 +49,7 @@ class Service:
         self.config_error: str | None = None  # of the last reading of config.toml
         self.config_waiting: tuple[str, ...] = ()  # keys whose new values the next start takes
         self.repairs = Repairs()
-        self._resynced = time.monotonic()  # the last full pass, or our own beginning
-        self._cost = 0.0  # of the last full pass, in seconds of processor time
+        self.rhythm = Rhythm()
 
     @asynccontextmanager
     async def pause(self, patience: float) -> AsyncIterator[None]:
@@ -110,11 +109,6 @@ class Service:
         async with self._turn:
             await self._reconciler.review()
 
-    @property
-    def rest(self) -> float:
-        """Give the seconds from one full pass to the next."""
-        return rhythm.rest(self._settings.config.resync_seconds, self._cost)
-
     def uncertain(self) -> tuple[Key, ...]:
         """Give the containers that are to be looked at once more."""
         return tuple(self._reconciler.snapshot.uncertain)
@@ -122,7 +116,7 @@ class Service:
     async def resync(self) -> Json:
         """Make one full pass: containers, rules, networks."""
         async with self._turn:
-            begun = time.process_time()
+            self.rhythm.begin()
             changes = await self._reconciler.resync()
             snapshot = self._reconciler.snapshot
             connected = await asyncio.to_thread(
@@ -131,8 +125,7 @@ class Service:
             if connected:  # without an address they had no endpoint a moment ago
                 changes += await self._reconciler.refresh(connected)
             await self._remove_exited()
-            self._resynced = time.monotonic()
-            self._cost = time.process_time() - begun
+            self.rhythm.end()
         return {"changes": len(changes), "trouble": self._trouble, **await self.bindings()}
 
     async def converge(self, containers: list[list[str]]) -> Json:
@@ -213,8 +206,8 @@ class Service:
         keys = [Key(*container)] if container else sorted(reconciler.snapshot.workloads)
         return {
             "containers": [self._container(key) for key in keys],
-            "since_resync": time.monotonic() - self._resynced,  # seconds that no change of the clock counts in
-            "resync_seconds": self.rest,
+            "since_resync": self.rhythm.since(),
+            "resync_seconds": self.rhythm.rest(self._settings.config.resync_seconds),
             "uncertain": [list(key) for key in sorted(self.uncertain())],
             **self.repairs.to_json(),
         }

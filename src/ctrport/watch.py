@@ -187,13 +187,23 @@ async def _listen_to_firewalld(doubt: Doubt) -> None:
 
 
 async def _remind(service: Service, doubt: Doubt) -> None:
+    """Have full passes made: the next one a rest after the last has ended, whatever that one was for."""
+
+    def rest() -> float:
+        return service.rhythm.rest(service.settings.config.resync_seconds)
+
+    wait = rest()
     while True:
         try:
-            async with asyncio.timeout(service.rest):
+            async with asyncio.timeout(wait):
                 await service.reconfigured.wait()
             service.reconfigured.clear()
+            wait = rest()
         except TimeoutError:
-            doubt.raise_all()
+            wait = rest() - service.rhythm.since()
+            if wait <= 0:
+                doubt.raise_all()
+                wait = rest()
 
 
 async def _reconcile(settings: Settings, service: Service, server: control.Server, doubt: Doubt) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ctrport.rhythm import rest
+from ctrport.rhythm import Rhythm, rest
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,15 @@ from ctrport.rhythm import rest
 def test_rest(every: float, cost: float, seconds: float):
     """A pass that is cheap comes as often as asked for, one that is dear less often, within bounds."""
     assert rest(every, cost) == seconds
+
+
+def test_a_pass_that_has_not_ended_does_not_count():
+    """The rest begins at the end of a pass; until the first one has ended, at one's own beginning."""
+    rhythm = Rhythm()
+    begun = rhythm.since()
+    rhythm.begin()
+    assert rhythm.since() >= begun >= 0
+    before = rhythm.since()
+    rhythm.end()
+    assert rhythm.since() <= before
+    assert rhythm.rest(60) == 60
