@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from ctrport.repairs import PAUSES
 from lab import REFUSED, Failure, exchange, http_get
 from soak import kernel, wanted
 from soak.answers import UDP_PORT
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from soak.wanted import Container, Mapping
     from soak.world import World
 
-PATIENCE = 20.0  # seconds for the kernel to hold what is wanted
+# Seconds for the kernel to hold what is wanted: so many faults may be taken for a fight, in which a repair comes after
+# a pause (repairs.PAUSES).
+PATIENCE = PAUSES[1] + 10.0
 ANSWER_PATIENCE = 10.0  # seconds for a server to answer: a container's own may just be starting
 SILENT = 12  # unpublished ports asked at each quiet point
 
