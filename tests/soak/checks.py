@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from soak.wanted import Container, Mapping
     from soak.world import World
 
-# Seconds for the kernel to hold what is wanted: so many faults may be taken for a fight, in which a repair comes after
-# a pause (repairs.PAUSES).
+# Seconds for the kernel to hold what is wanted: so many faults may be taken for a fight, in which a repair comes
+# after a pause.
 PATIENCE = PAUSES[1] + 10.0
 ANSWER_PATIENCE = 10.0  # seconds for a server to answer: a container's own may just be starting
 SILENT = 12  # unpublished ports asked at each quiet point
