@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -153,14 +153,13 @@ class Service:
             await asyncio.to_thread(attach.detach, self._settings.root, key)  # what another of that name left
             files.make_directory(self._settings.root, key)
             by = tuple(sorted(labels.items()))
-            created_at = amend.stamp(self._reconciler.ledger)
-            self._reconciler.reserved[key] = Workload(key=key, created_at=created_at, labels=by)
+            self._reconciler.reserved[key] = Workload(key=key, created_at=0, labels=by)  # and asks for nothing yet
         return {"netns": str(attach.new_namespace(key))}
 
     async def connect(self, container: list[str], netns: str, publish: str, network: str, ip: str | None) -> Json:
         """Give a container whose name is reserved its address and ports on a network.
 
-        ConflictError when one of them cannot be had. What was made stays until `release`.
+        ConflictError when one of them cannot be had; none is asked for then, and all else stays until `release`.
         """
         key, wanted = Key(*container), IPv4Address(ip) if ip else None
         mappings, errors = ports.parse_list(publish)
@@ -168,10 +167,20 @@ class Service:
             raise errors[0]
         async with self._turn:
             made = await asyncio.to_thread(attach.attach, self._settings, key, network, wanted, Path(netns))
-            reserved = replace(self._reconciler.reserved[key], requests=mappings, endpoint=made.endpoint)
-            self._reconciler.reserved[key] = reserved
-            await self._reconciler.refresh([key])
-            self._check_given(key)
+            named = self._reconciler.reserved[key]
+            # After all who ask by now: a run that was faster since the reservation keeps what it was given.
+            stamp = amend.stamp(self._reconciler.ledger)
+            asking = replace(named, created_at=stamp, requests=mappings, endpoint=made.endpoint)
+            self._reconciler.reserved[key] = asking
+            try:
+                await self._reconciler.refresh([key])
+                self._check_given(key)
+            except BaseException:
+                # Nobody may wait for a port in the name of a run that has failed.
+                self._reconciler.reserved[key] = named
+                with suppress(CtrportError, OSError):
+                    await self._reconciler.refresh([key])
+                raise
         given = {"ipv4": str(made.ipv4) if made.ipv4 else None, "ipv6": str(made.ipv6) if made.ipv6 else None}
         return {**given, "dns": made.dns, **self._container(key)}
 

@@ -212,3 +212,27 @@ def test_nobody_takes_a_port_by_a_clock_that_was_set_back(stage: Stage, clock: C
         assert right(stage)
         wish(8003)
         assert [echoes(stage, 8000 + n) for n in range(3)] == [True] * 3
+
+
+def test_the_port_is_for_who_connects_first(stage: Stage, clock: Clock):
+    """Of two runs that have their names, the later one may be faster; the other asks in vain, and does not wait."""
+    first, second = stage.reservation(8000), stage.reservation(8001)
+    settings = Settings(address=stage.fake.address, root=stage.root, state=stage.state)
+
+    async def race() -> None:
+        async with control.connect(settings) as slow, control.connect(settings) as fast:
+            assert slow is not None
+            assert fast is not None
+            for link, key in (slow, first), (fast, second):
+                await link.call("reserve", container=list(key), network="default", labels={})
+            wish = {"publish": f"8000:{ECHO_PORT}", "network": "default", "ip": None}
+            await fast.call("connect", container=list(second), **wish)
+            with pytest.raises(ConflictError, match=f"is held by container default/{second.id}"):
+                await slow.call("connect", container=list(first), **wish)
+            (entry,) = (await slow.call("bindings", container=list(first)))["containers"]
+            assert entry["mappings"] == []
+            (entry,) = (await fast.call("bindings", container=list(second)))["containers"]
+            assert [mapping["state"] for mapping in entry["mappings"]] == ["active"]
+
+    with watching(stage, clock):
+        asyncio.run(race())
