@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Seconds for the kernel to hold what is wanted: so many faults may be taken for a fight, in which a repair comes
 # after a pause.
 PATIENCE = PAUSES[1] + 10.0
-ANSWER_PATIENCE = 10.0  # seconds for a server to answer: a container's own may just be starting
+ANSWER_PATIENCE = PATIENCE  # for a server to answer: another firewall may be in the way as long as that
 SILENT = 12  # unpublished ports asked at each quiet point
 
 
