@@ -34,6 +34,7 @@ HOST, REMOTE = "192.0.2.1", "192.0.2.2"
 MAP = "map inet ctrport published4"
 REDIS_CLI = Path("/usr/bin/redis-cli")
 WIDTH = 88
+LOG_PATIENCE = 5.0  # seconds from what the kernel shows to the line that tells of it
 
 
 class Wrong(Exception):  # noqa: N818 - it is the demo that is wrong, not the program
@@ -167,13 +168,16 @@ class Terminal:
         return self._type(self._stage.lab.remote, command, says, fails=fails)
 
     def watcher_said(self, *expected: str) -> None:
-        """Print the watcher's new log lines; each of the expressions must be found in them."""
-        lines = self._stage.new_log_lines()
+        """Print the watcher's new log lines; each of the expressions must be found in them, soon at the latest."""
+        lines: list[str] = []
+        deadline = time.monotonic() + LOG_PATIENCE
+        while missing := [pattern for pattern in expected if not re.search(pattern, "\n".join(lines))]:
+            if time.monotonic() > deadline:
+                raise Wrong(f"the watcher did not say: {missing[0]}")
+            time.sleep(0.02)
+            lines += self._stage.new_log_lines()
         for line in lines:
             print(f"{self._dim}  watch: {line}{self._plain}", flush=True)
-        for pattern in expected:
-            if not re.search(pattern, "\n".join(lines)):
-                raise Wrong(f"the watcher did not say: {pattern}")
 
     def _type(self, machine: Netns, command: str, says: str | None, *, fails: bool) -> str:
         """Run a command on a machine; `says` is a regular expression that must match its whole output."""
