@@ -142,13 +142,16 @@ class Soak:
         """Remove what a fault has left otherwise than the plan intends."""
         for slot in self._unclear:
             # `run` cannot take back what it has started while containerd is away.
-            there = slot.name in self._world.ctr(slot, "containers", "list", "--quiet").stdout.split()
             slot.made = False
-            if not there:
+            if not self._is_there(slot):
                 continue
-            if wrong := remove(self._world, slot, self._plan):
+            wrong = remove(self._world, slot, self._plan)
+            if wrong and self._is_there(slot):  # else the watcher was faster, as it was run with --rm
                 self._mismatch([f"rm -f of {slot.name}: {wrong}"])
         self._unclear.clear()
+
+    def _is_there(self, slot: Slot) -> bool:
+        return slot.name in self._world.ctr(slot, "containers", "list", "--quiet").stdout.split()
 
     def _begin(self, fault: Fault, seed: int, delay: float, during: contextlib.ExitStack) -> None:
         time.sleep(delay)
