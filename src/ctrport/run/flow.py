@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -93,7 +93,7 @@ async def _reserve(
 ) -> _Place:
     """Reserve the name, and give the place: a namespace and files that are still to be made, or another's."""
     network = options.network if options.bridged else None
-    undo.push_async_callback(_release, link, key)  # first: an interruption may come when the name is ours already
+    undo.push_async_callback(_release, settings, link, key)  # first: an interruption may come when the name is ours already
     labels = translate.labels(options)
     reserved = await link.call("reserve", container=list(key), network=network, labels=labels)
     if options.network == "host":
@@ -204,8 +204,10 @@ async def _remove_created(connection: Connection, key: Key) -> None:
         log.warning("could not take back %s: %s", key, error.message)
 
 
-async def _release(link: Writer, key: Key) -> None:
+async def _release(settings: Settings, link: Writer, key: Key) -> None:
     try:
         await link.call("release", container=list(key))
     except CtrportError as error:
         log.warning("could not take back the network of %s: %s", key, error.message)
+        with suppress(OSError):  # the next watcher knows of it only if there is more in it than the name
+            files.directory(settings.root, key).rmdir()
