@@ -93,7 +93,8 @@ async def _reserve(
 ) -> _Place:
     """Reserve the name, and give the place: a namespace and files that are still to be made, or another's."""
     network = options.network if options.bridged else None
-    undo.push_async_callback(_release, settings, link, key)  # first: an interruption may come when the name is ours already
+    # First: an interruption may come when the name is ours already.
+    undo.push_async_callback(_release, settings, link, key)
     labels = translate.labels(options)
     reserved = await link.call("reserve", container=list(key), network=network, labels=labels)
     if options.network == "host":
