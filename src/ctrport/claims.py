@@ -57,18 +57,16 @@ class Claims:
         self._reservation = reservation
         self._relay = relay
 
-    async def settle(self, ledger: Ledger, before: Callable[[], None] = _nothing) -> list[Change]:
-        """Let the ledger decide after `before`, and hold what it gave out; gives what changed in the end."""
+    def settle(self, ledger: Ledger, before: Callable[[], None] = _nothing) -> list[Change]:
+        """Let the ledger decide after `before`, and hold what it gave out; gives what changed in the end.
 
-        def decide() -> list[Change]:
-            before()
-            return merged(ledger.settle())
-
-        if self._relay is None:
-            return await asyncio.to_thread(lambda: self._hold(ledger, decide()))
-        changes = await asyncio.to_thread(decide)
-        self._relay.end(changes)  # first: nothing can be bound beside a socket that listens
-        return await asyncio.to_thread(self._hold, ledger, changes)
+        Blocks. With a relay it must be in another thread than the relay's loop, which has its sockets.
+        """
+        before()
+        changes = merged(ledger.settle())
+        if self._relay is not None:  # first: nothing can be bound beside a socket that listens
+            asyncio.run_coroutine_threadsafe(self._relay.end(changes), self._relay.loop).result()
+        return self._hold(ledger, changes)
 
     def retry(self, bindings: Iterable[Binding]) -> None:
         """Hold what could not be held before, and let go what no binding wants."""

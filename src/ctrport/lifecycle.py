@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 POLL = 0.02  # seconds between looks at a task that is to end
 KILL_PATIENCE = 10.0  # seconds for a task to end after SIGKILL
+SHIM_PATIENCE = 2.0  # seconds for containerd to see that a shim is gone
 OWNER_PATIENCE = 0.3  # seconds for a foreground ctr to delete its task
 
 
@@ -96,6 +97,10 @@ async def _kill(client: Client, key: Key, number: int) -> None:
         await client.kill(key, number)
     except NotFoundError:  # it ended while we looked
         return
+    except ContainerdError:
+        # Its shim may have ended while it was asked: "ttrpc: closed" is all that containerd knows for a moment.
+        if not await ends(client, key, within=SHIM_PATIENCE):
+            raise
 
 
 async def _reached(client: Client, key: Key, patience: float, status: Status | None) -> bool:

@@ -1,6 +1,7 @@
 """From what containerd says to what the kernel does: one pass, over everything or over what changed.
 
-Level-triggered. An event only names a container; the container is then read as it is now. `resync` reads all of
+Level-triggered. An event only names a container; the container is then read as it is now, but for what a start says
+of itself and can be checked (docs/decisions/0016). `resync` reads all of
 them and compares the kernel's table element by element; `refresh` reads a few and applies their difference in
 one transaction. When a difference does not apply, the kernel does not hold what we believe, and the table is
 replaced whole, in one transaction too.
@@ -24,10 +25,10 @@ from ctrport.host import facts, needs
 from ctrport.model.bindings import State
 from ctrport.model.ledger import Ledger
 from ctrport.network import networks, proc
-from ctrport.snapshot import Snapshot
+from ctrport.snapshot import NO_STARTS, Snapshot, processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from ctrport.host.relay import Relay
     from ctrport.host.reservation import Reservation
     from ctrport.model.bindings import Binding, Change, Listener
-    from ctrport.model.workload import Key, Workload
+    from ctrport.model.workload import Key, Start, Workload
     from ctrport.network.networks import Network
 
 log = logging.getLogger(__name__)
@@ -76,35 +77,13 @@ class Reconciler:
         doubted, self._believed = not self._believed, False
         await asyncio.to_thread(self._begin)
         await self.snapshot.read_all()
-        listing = await asyncio.to_thread(self._weigh)
-        ledger = self.ledger
-        assert ledger is not None  # noqa: S101 - made by `_weigh`
-        changes = await self._claims.settle(ledger, partial(self._tell, listeners=ledger.host.listeners, full=True))
-
-        def settle() -> None:
-            self._claims.retry(self._bindings())
-            self._towards.clear()
-            self._reach((*self.snapshot.workloads, *self.reserved))
-            links = self._links()
-            table = self.table(links)
-            if listing is not None:  # a writer that has just started knows no more of those who do not answer
-                owners = self.snapshot.uncertain - self.snapshot.workloads.keys()
-                ruleset.carry_over(listing.elements, table.elements, owners)
-            if not apply:
-                self.kernel.elements = table.elements
-                return
-            self.host_settings.ensure(links, ipv6=_serves_ipv6(table.elements))
-            self.firewalls.ensure(links)
-            replaced = self.kernel.settle(table, listing)
-            if doubted and not replaced:  # a pass may have ended between its rules and its flows, also a writer's
-                self.kernel.forget_stale(None)
-
-        await asyncio.to_thread(settle)
+        changes = await asyncio.to_thread(self._settle, apply=apply, doubted=doubted)
         if apply:
             await self._claims.serve(self._bindings(), all_there_are=True)
             self._believed = True
             journal.log_changes(changes)
-            self._overlaps = journal.log_overlaps(ledger.overlaps(), self._overlaps)
+            assert self.ledger is not None  # noqa: S101 - made by `_settle`
+            self._overlaps = journal.log_overlaps(self.ledger.overlaps(), self._overlaps)
         return changes
 
     async def review(self) -> list[Change]:
@@ -115,36 +94,66 @@ class Reconciler:
         found = await asyncio.to_thread(self._translations.read, self.snapshot.routes.addresses)
         return await self.refresh((), reviewed=True) if found != before else []
 
-    async def refresh(self, keys: Iterable[Key], *, reviewed: bool = False) -> list[Change]:
+    async def refresh(
+        self, keys: Iterable[Key], starts: Mapping[Key, Start] = NO_STARTS, *, reviewed: bool = False
+    ) -> list[Change]:
         """Read a few containers and apply what changed for them, or for whom others have `reviewed` ports."""
         if self.ledger is None or not self._believed:
             return await self.resync()
         self._believed = False  # until the kernel has what comes of it
         keys = tuple(keys)
         had_host_ports = any(w.host_ports for w in map(self.snapshot.workloads.get, keys) if w)
-        # Both wait for somebody else most of the time: the kernel, and containerd.
-        disturbed, answers = await asyncio.gather(asyncio.to_thread(self._begin), self.snapshot.ask(*keys))
+        answers = await self.snapshot.ask(keys, starts)
+        # Turns of threads are what a pass costs most: this one, and that of `_apply`.
+        disturbed, found = await asyncio.to_thread(lambda: (self._begin(), processes(answers)))
         if disturbed:
             log.warning("somebody has changed or removed our rules: making a full pass")
             return await self.resync()
-        await self.snapshot.take(answers)
+        await self.snapshot.note(answers, found)
         self._put(keys)
         looked = any(key in self.snapshot.workloads or key in self.reserved for key in keys)
         others = (self._tell,) if looked or reviewed or had_host_ports else ()
-        changes = await self._claims.settle(self.ledger, *others)
 
-        def apply() -> None:
-            self._reach({*keys, *(binding.owner for change in changes for binding in change if binding)})
-            links = self._links()
-            transaction = self.kernel.difference(changes, links)
-            self.host_settings.ensure_once(links, ipv6=_serves_ipv6(self.kernel.elements))
-            self.kernel.commit(transaction)
-            self.firewalls.ensure_once(links)  # last: it may take processes, and most hosts need none of it
-
-        await asyncio.to_thread(apply)
+        changes = await asyncio.to_thread(self._apply, keys, *others)
         await self._claims.serve(change.new for change in changes)
         self._believed = True
         journal.log_changes(changes)
+        return changes
+
+    def _settle(self, *, apply: bool, doubted: bool) -> list[Change]:
+        """Let the ledger decide about everything that was read, and bring the kernel to it unless only looking."""
+        listing = self._weigh()
+        ledger = self.ledger
+        assert ledger is not None  # noqa: S101 - made by `_weigh`
+        changes = self._claims.settle(ledger, partial(self._tell, listeners=ledger.host.listeners, full=True))
+        self._claims.retry(self._bindings())
+        self._towards.clear()
+        self._reach((*self.snapshot.workloads, *self.reserved))
+        links = self._links()
+        table = self.table(links)
+        if listing is not None:  # a writer that has just started knows no more of those who do not answer
+            owners = self.snapshot.uncertain - self.snapshot.workloads.keys()
+            ruleset.carry_over(listing.elements, table.elements, owners)
+        if not apply:
+            self.kernel.elements = table.elements
+            return changes
+        self.host_settings.ensure(links, ipv6=_serves_ipv6(table.elements))
+        self.firewalls.ensure(links)
+        replaced = self.kernel.settle(table, listing)
+        if doubted and not replaced:  # a pass may have ended between its rules and its flows, also a writer's
+            self.kernel.forget_stale(None)
+        return changes
+
+    def _apply(self, keys: Iterable[Key], *before: Callable[[], None]) -> list[Change]:
+        """Let the ledger decide about what was put into it, and bring the kernel what changed."""
+        assert self.ledger is not None  # noqa: S101 - made by the first resync
+        changes = self._claims.settle(self.ledger, *before)
+        self._reach({*keys, *(binding.owner for change in changes for binding in change if binding)})
+        links = self._links()
+        transaction = self.kernel.difference(changes, links)
+        self.host_settings.ensure_once(links, ipv6=_serves_ipv6(self.kernel.elements))
+        self.kernel.commit(transaction)
+        self.firewalls.ensure_once(links)  # last: it may take processes, and most hosts need none of it
         return changes
 
     def bindings(self, key: Key) -> tuple[Binding, ...]:

@@ -25,11 +25,12 @@ from ctrport.repairs import Repairs
 from ctrport.rhythm import Rhythm
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Collection, Mapping
 
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.firewall.kernel import KernelTable
+    from ctrport.model.workload import Start
     from ctrport.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Service:
         self._client = client
         self.inquiry = Inquiry(client)
         self._reconciler = reconciler
-        self._settings = reconciler.settings
+        self.settings = reconciler.settings  # in force
         self._turn = asyncio.Lock()
         self.reconfigured = asyncio.Event()
         self.config_error: str | None = None  # of the last reading of config.toml
@@ -66,24 +67,19 @@ class Service:
         finally:
             self._turn.release()
 
-    @property
-    def settings(self) -> Settings:
-        """What is in force."""
-        return self._settings
-
     async def configure(self, settings: Settings) -> None:
         """Take other settings between two passes; a full pass must follow."""
         async with self._turn:
-            if settings != self._settings:
-                self._settings = settings
+            if settings != self.settings:
+                self.settings = settings
                 self._reconciler.configure(settings)
         self.reconfigured.set()
 
     async def configuration(self) -> Json:
         """Give the configuration in force, and what kept a later one from it."""
         return {
-            "configuration": render.plain(self._settings.config),
-            "file": str(self._settings.config_file),
+            "configuration": render.plain(self.settings.config),
+            "file": str(self.settings.config_file),
             "error": self.config_error,
             "waiting": list(self.config_waiting),
         }
@@ -120,7 +116,7 @@ class Service:
             changes = await self._reconciler.resync()
             snapshot = self._reconciler.snapshot
             connected = await asyncio.to_thread(
-                attach.repair, self._settings, frozenset(snapshot.known), frozenset(self._reconciler.reserved)
+                attach.repair, self.settings, frozenset(snapshot.known), frozenset(self._reconciler.reserved)
             )
             if connected:  # without an address they had no endpoint a moment ago
                 changes += await self._reconciler.refresh(connected)
@@ -131,12 +127,16 @@ class Service:
     async def converge(self, containers: list[list[str]]) -> Json:
         """Bring a few containers' ports to what they should be; gives their mappings."""
         keys = [Key(*c) for c in containers]
+        await self.follow(dict.fromkeys(keys))
+        return {"containers": [self._container(key) for key in keys]}
+
+    async def follow(self, doubtful: Mapping[Key, Start | None]) -> None:
+        """Bring a few containers' ports to what they should be, some of which have just been started."""
         async with self._turn:
-            await self._reconciler.refresh(keys)
-            for key in keys:
+            await self._reconciler.refresh(doubtful, {key: start for key, start in doubtful.items() if start})
+            for key in doubtful:
                 await self._detach_if_gone(key)
             await self._remove_exited()
-        return {"containers": [self._container(key) for key in keys]}
 
     async def reserve(self, container: list[str], network: str | None, labels: dict[str, str]) -> Json:
         """Give a container that is about to be created its name, and the path that its namespace will have.
@@ -150,8 +150,8 @@ class Service:
                 await self._reconciler.resync(apply=network is not None)
             if key in self._reconciler.reserved or key in self._reconciler.snapshot.known:
                 raise ConflictError(f"a container named {key.id} exists already, or is being created")
-            await asyncio.to_thread(attach.detach, self._settings.root, key)  # what another of that name left
-            files.make_directory(self._settings.root, key)
+            await asyncio.to_thread(attach.detach, self.settings.root, key)  # what another of that name left
+            files.make_directory(self.settings.root, key)
             by = tuple(sorted(labels.items()))
             self._reconciler.reserved[key] = Workload(key=key, created_at=0, labels=by)  # and asks for nothing yet
         return {"netns": str(attach.new_namespace(key))}
@@ -166,7 +166,7 @@ class Service:
         if errors:
             raise errors[0]
         async with self._turn:
-            made = await asyncio.to_thread(attach.attach, self._settings, key, network, wanted, Path(netns))
+            made = await asyncio.to_thread(attach.attach, self.settings, key, network, wanted, Path(netns))
             named = self._reconciler.reserved[key]
             # After all who ask by now: a run that was faster since the reservation keeps what it was given.
             stamp = amend.stamp(self._reconciler.ledger)
@@ -216,7 +216,7 @@ class Service:
         return {
             "containers": [self._container(key) for key in keys],
             "since_resync": self.rhythm.since(),
-            "resync_seconds": self.rhythm.rest(self._settings.config.resync_seconds),
+            "resync_seconds": self.rhythm.rest(self.settings.config.resync_seconds),
             "uncertain": [list(key) for key in sorted(self.uncertain())],
             **self.repairs.to_json(),
         }
@@ -241,15 +241,15 @@ class Service:
         async with self._turn:
             if self._reconciler.ledger is None:
                 await self._reconciler.resync()  # and so fail before anything is made where the kernel cannot
-            network = await asyncio.to_thread(administer.create, self._settings.root, wanted)
+            network = await asyncio.to_thread(administer.create, self.settings.root, wanted)
             await self._reconciler.refresh([])
-        return administer.describe(self._settings.root, network)
+        return administer.describe(self.settings.root, network)
 
     async def remove_network(self, name: str) -> Json:
         """Remove a network that no container is on."""
         async with self._turn:
-            await asyncio.to_thread(administer.remove, self._settings.root, name)
-            await self._reconciler.refresh([])
+            await asyncio.to_thread(administer.remove, self.settings.root, name)
+            await self._reconciler.refresh(())
         return {}
 
     async def _release(self, key: Key) -> None:
@@ -267,7 +267,7 @@ class Service:
     async def _detach_if_gone(self, key: Key) -> None:
         """Take a container that does not exist off its network."""
         if key not in self._reconciler.snapshot.known and key not in self._reconciler.reserved:
-            await asyncio.to_thread(attach.detach, self._settings.root, key)
+            await asyncio.to_thread(attach.detach, self.settings.root, key)
 
     async def _remove_exited(self) -> None:
         """Remove what `run -d --rm` left behind; a failure is told and tried again at the next pass."""

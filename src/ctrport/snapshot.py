@@ -22,18 +22,19 @@ from ctrport.model.annotations import (
     is_auto_remove,
     read_workload,
 )
-from ctrport.model.workload import Endpoint, Status
+from ctrport.model.workload import Endpoint, Status, Task
 from ctrport.network import proc
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from ctrport.containerd.client import Client
     from ctrport.model.annotations import Exposed
     from ctrport.model.ports import PortMapping
-    from ctrport.model.workload import Container, Key, Task, Workload
+    from ctrport.model.workload import Container, Key, Start, Workload
 
 log = logging.getLogger(__name__)
+NO_STARTS: Mapping[Key, Start] = {}
 
 
 class Answer(NamedTuple):
@@ -42,6 +43,18 @@ class Answer(NamedTuple):
     container: Container
     task: Task | None
     asked_at: float
+
+
+def processes(answers: Iterable[Answer]) -> dict[int, proc.Process | None]:
+    """Read the processes of the tasks that run, by pid; None for one that is gone. Blocks."""
+    pids = {a.task.pid for a in answers if a.task is not None and a.task.status.live}
+    return {pid: proc.read_process(pid) for pid in pids}
+
+
+def _holds(start: Start) -> bool:
+    """Say whether the process that was started is there still: one that was there then and has its pid now."""
+    begun = proc.started(start.pid)
+    return begun is not None and begun <= start.at
 
 
 class Snapshot:
@@ -84,11 +97,14 @@ class Snapshot:
 
     async def look(self, *keys: Key) -> None:
         """Read a few containers as they are now."""
-        await self.take(await self.ask(*keys))
+        await self.take(await self.ask(keys))
 
-    async def ask(self, *keys: Key) -> list[Answer]:
-        """Ask containerd about a few containers; those that do not concern us are forgotten at once."""
-        answers = await asyncio.gather(*map(self._ask, keys), return_exceptions=True)
+    async def ask(self, keys: Iterable[Key], starts: Mapping[Key, Start] = NO_STARTS) -> list[Answer]:
+        """Ask containerd about a few containers; those that do not concern us are forgotten at once.
+
+        Whose task has just started is not asked for its task, if it is sure which one that is.
+        """
+        answers = await asyncio.gather(*(self._ask(k, starts.get(k)) for k in keys), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
@@ -96,20 +112,24 @@ class Snapshot:
 
     async def take(self, answers: Sequence[Answer]) -> None:
         """Take what containerd answered, with what the tasks' namespaces say now."""
-        pids = {a.task.pid for a in answers if a.task is not None and a.task.status.live}
-        processes = await asyncio.to_thread(lambda: {pid: proc.read_process(pid) for pid in pids}) if pids else {}
-        for answer in answers:
-            await self._note(answer, processes)
+        await self.note(answers, await asyncio.to_thread(processes, answers))
 
-    async def _ask(self, key: Key) -> Answer | None:
-        """Ask for record and task at once: an event waits for both."""
-        asked_at = proc.uptime()
-        asking = asyncio.create_task(tasks.each(self._client, [key]))
+    async def note(self, answers: Iterable[Answer], found: Mapping[int, proc.Process | None]) -> None:
+        """Take what containerd answered, with what the tasks' namespaces said; see `processes`."""
+        for answer in answers:
+            await self._note(answer, found)
+
+    async def _ask(self, key: Key, start: Start | None) -> Answer | None:
+        """Ask for record and task at once, as an event waits for both; not for what the event has told."""
+        start = start if start is not None and _holds(start) else None
+        task = Task(pid=start.pid, status=Status.RUNNING) if start else None
+        asked_at = start.at if start else proc.uptime()
+        asking = asyncio.create_task(tasks.each(self._client, [] if task else [key]))
         try:
-            container = await self._client.container(key)
+            container = (start.container if start else None) or await self._client.container(key)
             self.known.add(key)
             if self._concerns(container):
-                return Answer(container, (await asking)[key], asked_at)
+                return Answer(container, task or (await asking)[key], asked_at)
         except NotFoundError:
             self.uncertain.discard(key)
             self.known.discard(key)
@@ -140,7 +160,7 @@ class Snapshot:
         before = self.workloads.get(key)
         return key not in self.uncertain and (before is None or before.endpoint is not None)
 
-    async def _note(self, answer: Answer, processes: Mapping[int, proc.Process | None]) -> None:
+    async def _note(self, answer: Answer, found: Mapping[int, proc.Process | None]) -> None:
         """Take a container into the snapshot as it is now."""
         container, task = answer.container, answer.task
         key = container.key
@@ -153,7 +173,7 @@ class Snapshot:
             container = replace(container, extensions={**container.extensions, EXTENSION: self.trials[key]})
         try:
             live = task is not None and task.status.live
-            endpoint = await self._endpoint(answer, task, processes[task.pid]) if live and task else None
+            endpoint = await self._endpoint(answer, task, found[task.pid]) if live and task else None
             exposed = await self._exposed(container)
         except ContainerdError as error:
             log.warning("no clear answer about %s: %s", key, error.message)

@@ -17,7 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ctrport import control
+from ctrport.containerd import decode
 from ctrport.containerd.client import Client
+from ctrport.containerd.created import Created
 from ctrport.containerd.events import Marker, Watch
 from ctrport.errors import ConflictError, CtrportError, HostError
 from ctrport.firewall.foreign import firewalld
@@ -27,7 +29,8 @@ from ctrport.host import lock, memory
 from ctrport.host.notify import notify
 from ctrport.host.relay import Relay
 from ctrport.host.reservation import Reservation
-from ctrport.model.workload import Status
+from ctrport.model.workload import Start, Status
+from ctrport.network import proc
 from ctrport.place import Place
 from ctrport.reconcile import Reconciler
 from ctrport.reload import reload
@@ -35,7 +38,8 @@ from ctrport.service import Service
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
-    from ctrport.model.workload import Key
+    from ctrport.containerd.decode import Event
+    from ctrport.model.workload import Container, Key
 
 log = logging.getLogger(__name__)
 RETRY = (0.1, 10.0)  # seconds between failed passes: the first pause, and the longest
@@ -48,7 +52,7 @@ STOP_PATIENCE = 10.0  # seconds for the pass at work to end before the daemon do
 class Doubt:
     """What may not be as it should: named containers, or everything."""
 
-    keys: set[Key] = field(default_factory=set)
+    containers: dict[Key, Start | None] = field(default_factory=dict)  # with a start if nothing else was told
     everything: bool = False
     configuration: bool = False  # config.toml may say something else
     _raised: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,15 +65,15 @@ class Doubt:
         self.configuration = True
         self.raise_all()
 
-    def raise_about(self, key: Key) -> None:
-        self.keys.add(key)
+    def raise_about(self, key: Key, start: Start | None = None) -> None:
+        self.containers[key] = start if key not in self.containers else None
         self._raised.set()
 
-    async def take(self) -> tuple[set[Key], bool]:
+    async def take(self) -> tuple[dict[Key, Start | None], bool]:
         """Wait for doubt and take all there is."""
         await self._raised.wait()
-        taken = self.keys, self.everything
-        self.keys, self.everything = set(), False
+        taken = self.containers, self.everything
+        self.containers, self.everything = {}, False
         self._raised.clear()
         return taken
 
@@ -124,12 +128,13 @@ async def _watch(settings: Settings, client: Client, service: Service, place: Pl
     await server.start()
     try:
         async with asyncio.TaskGroup() as group:
-            events = Watch(client)
+            events, created = Watch(client), Created(client)
             healer = Healer(service, server.ready, partial(place.keep, server))
             tasks = [
                 group.create_task(healer.run()),  # before the first pass: nothing is missed
                 group.create_task(events.run()),
-                group.create_task(_listen(events, doubt)),
+                group.create_task(created.run()),
+                group.create_task(_listen(events, created, doubt)),
                 group.create_task(_ask_again(client, service, doubt)),
                 group.create_task(_remind(service, doubt)),
                 group.create_task(_listen_to_firewalld(doubt)),
@@ -170,14 +175,23 @@ async def _ask_again(client: Client, service: Service, doubt: Doubt) -> None:
                 group.create_task(ask(key))
 
 
-async def _listen(events: Watch, doubt: Doubt) -> None:
+async def _listen(events: Watch, created: Created, doubt: Doubt) -> None:
     async for item in events:
+        if isinstance(item, Marker):
+            created.forget()
         if item is Marker.LOST:
             log.warning("no events from containerd, mappings stay as they are: %s", events.error)
         elif isinstance(item, Marker):
             doubt.raise_all()
         else:
-            doubt.raise_about(item.key)
+            record = created.take(item)
+            if item.topic != decode.CONTAINER_CREATE:  # which gives it no address yet
+                doubt.raise_about(item.key, _start(item, record))
+
+
+def _start(event: Event, record: Container | None) -> Start | None:
+    at = proc.uptime_at(event.timestamp)
+    return Start(event.pid, at, record) if event.pid and at is not None else None
 
 
 async def _listen_to_firewalld(doubt: Doubt) -> None:
@@ -210,7 +224,7 @@ async def _reconcile(settings: Settings, service: Service, server: control.Serve
     """Make passes as doubt comes, one after the other; a failed one is made again as a full one."""
     pause = RETRY[0]
     while True:
-        keys, everything = await doubt.take()
+        doubtful, everything = await doubt.take()
         try:
             if doubt.configuration:
                 doubt.configuration = False
@@ -218,7 +232,7 @@ async def _reconcile(settings: Settings, service: Service, server: control.Serve
             if everything or not server.ready.is_set():
                 await service.resync()
             else:
-                await service.converge([list(key) for key in keys])
+                await service.follow(doubtful)
         except Exception as error:  # one of the two top levels: a daemon that keeps ports up goes on
             if isinstance(error, HostError) and not server.ready.is_set():
                 raise  # this host lacks what no further try will bring: say so now, not by a start that hangs

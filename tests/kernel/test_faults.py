@@ -147,7 +147,7 @@ def test_a_container_that_hangs(stage: Stage):
     hanging, other = start(stage, "hanging", f"8000:{ECHO_PORT}"), start(stage, "other", f"8001:{ECHO_PORT}", 1)
     assert right(stage)
     stage.fake.silent.add(hanging.id)
-    stage.do(lambda fake: fake.emit("/tasks/start", "default", ev.TaskStart(container_id=hanging.id, pid=1)))
+    stage.do(lambda fake: fake.emit("/containers/update", "default", ev.ContainerUpdate(id=hanging.id)))
     stage.do(lambda fake: fake.exit(other))
     start(stage, "late", f"8002:{ECHO_PORT}", 2)
     assert right(stage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import resource
 import socket
@@ -44,12 +43,9 @@ class Host:
         self.lab = lab
         self.ledger = Ledger()
         self.reservation = lab.host.call(Reservation)
-        self.loop = asyncio.new_event_loop()
 
     def close(self) -> None:
         self.reservation.close()
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
-        self.loop.close()
 
     def publish(self, publish: str, name: str = "web", *, ipv6: bool = True) -> tuple[Binding, ...]:
         mappings, errors = ports.parse_list(publish)
@@ -65,9 +61,7 @@ class Host:
         self.settle()
 
     def settle(self) -> list[Change]:
-        return self.lab.host.call(
-            lambda: self.loop.run_until_complete(Claims(self.reservation).settle(self.ledger))
-        )
+        return self.lab.host.call(lambda: Claims(self.reservation).settle(self.ledger))
 
     def bind(self, proto: Proto, address: str, port: int, *options: int, v6only: bool = True) -> socket.socket:
         """Bind as another program would; options are of SOL_SOCKET."""

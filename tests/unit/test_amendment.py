@@ -228,3 +228,13 @@ def test_networks_without_published_ports():
         (),
         ("the container is on an internal network: its ports are not published",),
     )
+
+
+def test_white_space_of_unicode_is_no_space():
+    """A value in ASCII white space is read; one with another kind around it is refused, as it is between specs."""
+    read = annotations.read_workload(container(" 8080:80\n"), None)
+    assert read is not None
+    assert ([str(r) for r in read.requests], read.problems) == (["8080:80/tcp"], ())
+    refused = annotations.read_workload(container("8080:80\u00a0"), None)
+    assert refused is not None
+    assert (refused.requests, len(refused.problems)) == ((), 1)

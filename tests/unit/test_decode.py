@@ -158,8 +158,9 @@ def test_task(status: int, expected: Status):
 def test_event(prefix: str, topic: str, payload: Any, exec_id: str | None):
     """Every event names its container, with and without protobuf's type prefix."""
     event = decode.event(envelope(topic, payload, prefix))
+    pid = 4 if topic == "/tasks/start" else None
     assert event == decode.Event(
-        topic=topic, namespace="n", container_id="web", exec_id=exec_id, timestamp=1_000_000_005
+        topic=topic, namespace="n", container_id="web", exec_id=exec_id, pid=pid, timestamp=1_000_000_005
     )
     assert event.key == Key("n", "web")
 

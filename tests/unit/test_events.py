@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,10 +51,12 @@ async def test_events(tmp_path: Path):
     async with FakeContainerd(tmp_path / "c.sock") as fake, watching(fake) as watch:
         assert await take(watch) == [Marker.SUBSCRIBED]
         fake.add(WEB)
+        assert await take(watch) == [("/containers/create", WEB)]
         fake.start(WEB)
         assert await take(watch) == [("/tasks/start", WEB)]
         fake.exit(WEB, exec_id="probe")
         fake.add(DB)
+        assert await take(watch) == [("/containers/create", DB)]
         fake.start(DB)
         assert await take(watch) == [("/tasks/start", DB)]
         fake.exit(WEB)
@@ -178,6 +181,15 @@ async def test_buffer_keeps_place():
     for item in (event(1), event(2), event(1, "/tasks/exit")):
         buffer.add(item)
     assert await drain(buffer) == [event(1, "/tasks/exit"), event(2)]
+
+
+async def test_buffer_drops_the_pid_of_a_start_that_was_not_all():
+    """A start that has taken the place of another event says no more which process is to be believed."""
+    buffer = Buffer(9)
+    start = replace(event(1), pid=7)
+    for item in (event(1, "/containers/update"), start, replace(event(2), pid=8)):
+        buffer.add(item)
+    assert await drain(buffer) == [replace(start, pid=None), replace(event(2), pid=8)]
 
 
 async def test_buffer_markers():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -915,7 +914,7 @@ class Binds:
 
 
 def settle(ledger: Ledger, binds: Binds) -> list[Change]:
-    return asyncio.run(Claims(binds).settle(ledger))  # type: ignore[arg-type]
+    return Claims(binds).settle(ledger)  # type: ignore[arg-type]
 
 
 def test_what_is_settled_is_what_is_held():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 
 import pytest
@@ -147,3 +149,25 @@ def test_this_process():
 def test_reserved_ports(text: str, ports: list[int]):
     """Numbers and ranges, or nothing."""
     assert facts.reserved_ports(text) == frozenset(ports)
+
+
+def test_the_moment_of_an_event():
+    """A moment of the last seconds is found on the clock of processes' starts; one from elsewhere is not."""
+    now = time.time_ns()
+    at = proc.uptime_at(now - 10**9)
+    assert at is not None
+    assert 0.9 < proc.uptime() - at < 2
+    assert [proc.uptime_at(now + shift * 10**9) for shift in (-60, 60)] == [None, None]
+
+
+def test_when_a_process_was_started():
+    """A process was started before now, and one that is gone was never."""
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        begun = proc.started(process.pid)
+        assert begun is not None
+        assert proc.uptime() - 10 < begun < proc.uptime() + 0.02
+    finally:
+        process.kill()
+        process.wait()
+    assert proc.started(process.pid) is None

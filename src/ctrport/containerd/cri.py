@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from ctrport.model.annotations import CRI_KIND, CRI_NAMESPACE
-from ctrport.model.ports import PortMapping, Protocol
+from ctrport.model.ports import SPACE, PortMapping, Protocol
 from ctrport.model.words import PUBLISH
 from ctrport.model.workload import Pod, Sandbox
 
@@ -56,7 +56,7 @@ def sandbox(metadata: bytes) -> Sandbox:
     pod, publish, problem = _pod(config), annotations.get(PUBLISH, ""), ""
     if not isinstance(publish, str):
         publish, problem = "", f"the annotation {PUBLISH} is not text"
-    elif publish.strip() and pod is None:
+    elif publish.strip(SPACE) and pod is None:
         publish, problem = "", "the pod has no name and namespace as Kubernetes gives them"
     options = _member(config, "linux", "security_context", "namespace_options")
     host_network = options.get("network") == _NODE

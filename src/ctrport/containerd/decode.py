@@ -27,6 +27,7 @@ SPEC_TYPE: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 TASK_START: Final = "/tasks/start"
 TASK_EXIT: Final = "/tasks/exit"
 TASK_DELETE: Final = "/tasks/delete"
+CONTAINER_CREATE: Final = "/containers/create"
 CONTAINER_UPDATE: Final = "/containers/update"
 CONTAINER_DELETE: Final = "/containers/delete"
 
@@ -53,12 +54,13 @@ _PAYLOADS: Final[dict[str, type[Any]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something happened to a container: a reason to look at it again, not a fact to apply."""
+    """Something happened to a container: a reason to look at it again, and where to look."""
 
     topic: str
     namespace: str
     container_id: str
     exec_id: str | None = None  # set when a process beside the container's own is meant
+    pid: int | None = None  # of a task that has started
     timestamp: int = 0  # nanoseconds since the epoch
 
     @property
@@ -169,6 +171,7 @@ def event(envelope: ev.Envelope) -> Event | None:
         namespace=envelope.namespace,
         container_id=container_id,
         exec_id=process_id if process_id not in ("", container_id) else None,
+        pid=payload.pid if isinstance(payload, ev.TaskStart) else None,
         timestamp=nanoseconds(envelope.timestamp),
     )
 

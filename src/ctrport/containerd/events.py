@@ -23,6 +23,7 @@ import enum
 import random
 import secrets
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
     from ctrport.containerd.client import Client
     from ctrport.model.workload import Key
 
-# Not /tasks/create and /containers/create: there is no address before the start. Not paused and resumed: a
-# paused container keeps its ports.
+# Not /tasks/create: there is no address before the start. Not paused and resumed: a paused container keeps its
+# ports.
 TOPICS: Final = (
     decode.TASK_START,
     decode.TASK_EXIT,
     decode.TASK_DELETE,
+    decode.CONTAINER_CREATE,
     decode.CONTAINER_UPDATE,
     decode.CONTAINER_DELETE,
 )
@@ -87,6 +89,8 @@ class Buffer:
         if event.key not in self._events and len(self._events) >= self._limit:
             self.mark(Marker.RESYNC)
             return
+        if event.key in self._events:  # more has happened than a start
+            event = replace(event, pid=None)
         self._events[event.key] = event
         self._filled.set()
 

@@ -62,6 +62,7 @@ class Relay:
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
+        self.loop = asyncio.get_running_loop()
         await self._group.__aenter__()
         return self
 
@@ -70,7 +71,7 @@ class Relay:
             self._close(number)
         await self._group.__aexit__(*failure)  # type: ignore[arg-type]
 
-    def end(self, changes: Iterable[Change]) -> None:
+    async def end(self, changes: Iterable[Change]) -> None:
         """Listen no more for bindings that have ended or changed, and cut their connections."""
         for change in changes:
             number = change.old.host_port if change.old else None

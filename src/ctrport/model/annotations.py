@@ -174,13 +174,13 @@ def wish(container: Container, *, trust_labels: bool) -> str:
     by itself, and gives containers the labels of their images. Its annotations are of the one who ran it.
     """
     if container.sandbox is not None:
-        return container.sandbox.publish.strip()
+        return container.sandbox.publish.strip(ports.SPACE)
     if _barred_by_owner(container):
         return ""
     specs = container.annotations.get(PUBLISH)
     if specs is None and trust_labels and not any(name.startswith(NERDCTL) for name in container.labels):
         specs = container.labels.get(PUBLISH)
-    return (specs or "").strip()
+    return (specs or "").strip(ports.SPACE)
 
 
 def _barred_by_owner(container: Container) -> str:

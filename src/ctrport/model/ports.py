@@ -30,7 +30,8 @@ _IGNORED_KEYS = frozenset({"mode", "name", "app_protocol"})  # Docker's too; a s
 # Not int(), str.isdigit() or str.split(): they take signs, underscores, full-width digits and every blank of
 # Unicode.
 _RANGE = re.compile(r"([0-9]+)(?:-([0-9]+))?")
-_CHUNK = re.compile(r"[^ \t\n\r\f\v]+")
+SPACE = " \t\n\r\f\v"  # between specs; other white space of Unicode is part of one, and makes it a bad one
+_CHUNK = re.compile(f"[^{SPACE}]+")
 
 
 class Protocol(enum.StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctrport.model.key import Key as Key  # noqa: PLC0414, TC001 - known to most from here
 
@@ -83,6 +83,14 @@ class Task:
     pid: int
     status: Status
     exit_status: int = 0
+
+
+class Start(NamedTuple):
+    """What the event of a task's start tells: it had this process then, and the record that it was made from."""
+
+    pid: int
+    at: float  # seconds since boot
+    container: Container | None = None  # None: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 UNUSABLE = 0x40 | 0x08 | 0x20 | 0x01
 GLOBAL_SCOPE = 0x00
 ROUTE_UP, ROUTE_REJECT = 0x0001, 0x0200  # include/uapi/linux/route.h
+RECENT = 2.0  # seconds
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
 ROUTE_ADVERTISED = 0x00040000  # RTF_ADDRCONF, include/uapi/linux/ipv6_route.h
 
@@ -94,9 +95,21 @@ def read_process(pid: int) -> Process | None:
     except OSError:
         return None
     try:
-        # proc(5): the 22nd field, in ticks since boot; the second one, in brackets, may have any character in it.
-        ticks = int(_text(directory, "stat").rpartition(")")[2].split()[19])
-        return Process(_namespace(directory), (ticks + 1) / TICKS)
+        return Process(_namespace(directory), _started(directory))
+    except OSError:
+        return None
+    finally:
+        os.close(directory)
+
+
+def started(pid: int) -> float | None:
+    """Give when a process was started at the latest, by the clock of `uptime`; None when it is gone."""
+    try:
+        directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        return _started(directory)
     except OSError:
         return None
     finally:
@@ -106,6 +119,20 @@ def read_process(pid: int) -> Process | None:
 def uptime() -> float:
     """Give the seconds since boot, of the clock that processes' starts are given in."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def uptime_at(nanoseconds: int) -> float | None:
+    """Give `uptime` as it was at a moment since the epoch; None when that is not of the last seconds.
+
+    The clock of the epoch may have been set meanwhile, which no one can tell from what it says.
+    """
+    age = time.time() - nanoseconds / 1e9
+    return uptime() - age if 0 <= age <= RECENT else None
+
+
+def _started(directory: int) -> float:
+    # proc(5): the 22nd field, in ticks since boot; the second one, in brackets, may have any character in it.
+    return (int(_text(directory, "stat").rpartition(")")[2].split()[19]) + 1) / TICKS
 
 
 def _namespace(directory: int) -> NetworkNamespace:
