@@ -104,12 +104,11 @@ class Healer:
         pause = RETRY[0]
         while True:
             await self._ours.wait()
-            await asyncio.sleep(self._repairs.pause(TABLE))
             self._ours.clear()
             commits, self._of_ours = self._of_ours, []
             begun = time.monotonic()
             try:
-                found = await asyncio.to_thread(self._service.kernel.repair, commits)
+                found, left = await asyncio.to_thread(self._service.kernel.repair, commits, self._pause)
             except (CtrportError, OSError) as error:
                 log.error("could not put our table right, next try in %.0f s: %s", pause, error)  # noqa: TRY400
                 self._take(LOST)
@@ -117,8 +116,15 @@ class Healer:
                 pause = min(2 * pause, RETRY[1])
                 continue
             pause = RETRY[0]
-            if found is not None:
+            if left:  # a fight; if other damage comes before the pause is over, all is put right at once
+                self._of_ours[:0] = commits
+                asyncio.get_running_loop().call_later(left, self._ours.set)
+                await asyncio.sleep(min(left, SHARE * (time.monotonic() - begun)))
+            elif found is not None:
                 self._repairs.note(TABLE, found, self._who(commits), time.monotonic() - begun)
+
+    def _pause(self, what: str) -> float:
+        return self._repairs.pause(TABLE, what)
 
     def _who(self, commits: list[Commit]) -> str:
         """Name who made transactions that are not ours."""

@@ -1,9 +1,9 @@
 """From what containerd says to what the kernel does: one pass, over everything or over what changed.
 
 Level-triggered. An event only names a container; the container is then read as it is now, but for what a start says
-of itself and can be checked (docs/decisions/0016). `resync` reads all of them and compares the kernel's table element
-by element; `refresh` reads a few and applies their difference in one transaction. When a difference does not apply,
-the kernel does not hold what we believe, and the table is replaced whole, in one transaction too.
+of itself and can be checked (docs/decisions/0016). `resync` reads all and compares the table with the kernel's;
+`refresh` reads a few and applies their difference in one transaction. When a difference does not apply, the kernel
+does not hold what we believe, and the table is replaced whole, in one transaction too.
 """
 
 from __future__ import annotations

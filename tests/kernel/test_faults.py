@@ -131,7 +131,8 @@ def test_a_table_of_our_name_that_another_process_owns(stage: Stage):
     assert right(stage)
     owner = stage.lab.host.popen("nft", "-i", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert owner.stdin is not None
-    owner.stdin.write(b"delete table inet ctrport\nadd table inet ctrport { flags owner; }\n")
+    # In one transaction, else the table is put back between the two.
+    owner.stdin.write(b"delete table inet ctrport; add table inet ctrport { flags owner; }\n")
     owner.stdin.flush()
     until(lambda: "Operation not permitted" in stage.log, within=30, what="the watcher's word")
     assert not echoes(stage, 8000)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ctrport import heal
+from ctrport import heal, repairs
 from ctrport.errors import HostError, KernelError
 from ctrport.firewall import monitor
 from ctrport.service import Service
@@ -142,6 +142,23 @@ def test_nothing_can_be_followed(
     assert "following again" in caplog.text
 
 
+def test_other_damage_during_a_fight(
+    writer: Writer, healing: Callable[[], Service], monkeypatch: pytest.MonkeyPatch
+):
+    """What is fought over waits for the end of a pause; as soon as something else is damaged, all is put right."""
+    monkeypatch.setattr(repairs, "PAUSES", (600.0, 600.0))
+    writer.publish("b", "9100:80")
+    service = healing()
+    for number in range(repairs.OFTEN + 1):
+        writer.lab.host.nft("delete element inet ctrport published4 { tcp . 8080 }")
+        until(lambda n=number: service.repairs.to_json()["repairs"] > n, within=LONG, what="a repair")
+    writer.lab.host.nft("delete element inet ctrport published4 { tcp . 8080 }")
+    until(lambda: not answers(writer), within=LONG, what="the end of repairs at once")
+    writer.lab.host.nft("delete element inet ctrport published4 { tcp . 9100 }")
+    until(lambda: answers(writer), within=LONG, what="the port")
+    assert service.repairs.to_json()["repairs"] == repairs.OFTEN + 2
+
+
 def test_somebody_else_writes_at_the_same_time(writer: Writer, healing: Callable[[], Service]):
     """Whatever falls between our own transactions and theirs, in the end the table is as it should be."""
     service = healing()
@@ -149,7 +166,7 @@ def test_somebody_else_writes_at_the_same_time(writer: Writer, healing: Callable
         writer.lab.host.nft(f"add table ip other{number}\ndelete element inet ctrport published4 {{ tcp . 8080 }}")
         writer.publish("b", f"{9100 + number}:80")
         until(lambda: answers(writer), within=LONG, what="the port")
-        service.repairs._things.clear()  # no fight
+        service.repairs._records.clear()  # no fight
         writer.end("b")
     assert answers(writer)
     listing = writer.lab.host.run("nft", "list", "map", "inet", "ctrport", "published4").stdout

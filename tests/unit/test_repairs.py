@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ctrport.repairs import OFTEN, PAUSES, PEACE, Repairs
+from ctrport.repairs import MANY, OFTEN, PAUSES, PEACE, Repairs
 
 
 class Clock:
@@ -61,6 +61,28 @@ def test_a_fight(repairs: Repairs, clock: Clock, caplog: pytest.LogCaptureFixtur
     assert repairs.to_json()["fighting"] == {}
     note(repairs)
     assert repairs.pause("table") == 0.0
+
+
+def test_different_damages_are_no_fight_until_they_are_very_many(
+    repairs: Repairs, clock: Clock, caplog: pytest.LogCaptureFixture
+):
+    """Each damage is counted by itself, so that an accident is not paused for another; but nobody spins."""
+    for number in range(MANY):
+        repairs.note("table", f"published4 lacked tcp . {number}", "nft (pid 811)", 0.0071)
+        clock.now += 0.01
+        assert repairs.pause("table", "it was gone") == 0.0
+    assert "again and again" not in caplog.text
+    repairs.note("table", "it was gone", "nft (pid 811)", 0.0071)
+    assert repairs.pause("table", "published4 lacked tcp . 1") == PAUSES[0]
+    assert caplog.text.count("again and again") == 1
+
+
+def test_a_fight_over_one_damage_pauses_no_other(repairs: Repairs):
+    """Whoever does not know the damage beforehand waits for any fight."""
+    for _ in range(OFTEN + 1):
+        note(repairs)
+    assert repairs.pause("table", "it was gone") == repairs.pause("table") == PAUSES[0]
+    assert repairs.pause("table", "published4 lacked tcp . 1") == 0.0
 
 
 def test_what_others_are_told(repairs: Repairs):

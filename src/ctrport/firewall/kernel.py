@@ -18,7 +18,7 @@ from ctrport.firewall.generation import Generation
 from ctrport.firewall.table import Transaction, difference
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from ctrport.config import Settings
     from ctrport.firewall.monitor import Commit
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TRIES = 3  # to write rules and read them back before somebody else comes
+
+
+def _no_pause(_: str) -> float:
+    return 0.0
 
 
 class KernelTable:
@@ -138,25 +142,35 @@ class KernelTable:
                     break
         self.forget_stale(None)
 
-    def repair(self, commits: Collection[Commit]) -> str | None:
-        """Undo what others did to the table by some transactions; gives what was wrong, None when nothing was.
+    def repair(
+        self, commits: Collection[Commit], pause: Callable[[str], float] = _no_pause
+    ) -> tuple[str | None, float]:
+        """Undo what others did to the table by some transactions.
 
-        What is to be is known, so nobody is asked: neither containerd nor the containers' namespaces.
+        Gives what was wrong, None when nothing was, and the `pause` in seconds for which it was left as it is. What
+        is to be is known, so nobody is asked: neither containerd nor the containers' namespaces.
         """
         with self._at_work:
             if not self.elements or all(self.generation.is_own(commit.generation) for commit in commits):
-                return None
+                return None, 0.0
             table = ruleset.whole(self.elements, self._settings.config.mark)
             found = self.nft.listing()
             if found is not None:
                 self._remember(found.counts)
-            if found is None or not record.fits(self._record, table, found):
-                found = found or self.nft.listing(elements=False)
+            transaction = None
+            if found is not None and record.fits(self._record, table, found):
+                transaction = difference(found.elements, table.elements, table.address)
+                if not transaction:
+                    return None, 0.0
+            found = found or self.nft.listing(elements=False)
+            what = damage.elements(transaction) if transaction else damage.rules(found, table)
+            if seconds := pause(what):
+                return what, seconds
+            if transaction:
+                self.commit(transaction)
+            else:
                 self.rebuild(table, listed=True)
-                return damage.rules(found, table)
-            transaction = difference(found.elements, table.elements, table.address)
-            self.commit(transaction)
-            return damage.elements(transaction) if transaction else None
+            return what, 0.0
 
     def forget_stale(self, ports: set[int] | None) -> None:
         """Delete UDP flows that the rules, as they now are, would send elsewhere; None for any port."""
