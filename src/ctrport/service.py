@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
-    from ctrport.firewall.kernel import KernelTable
     from ctrport.model.workload import Start
     from ctrport.reconcile import Reconciler
 
@@ -45,6 +44,7 @@ class Service:
         self.inquiry = Inquiry(client)
         self._reconciler = reconciler
         self.settings = reconciler.settings  # in force
+        self.kernel = reconciler.kernel
         self._turn = asyncio.Lock()
         self.reconfigured = asyncio.Event()
         self.config_error: str | None = None  # of the last reading of config.toml
@@ -83,11 +83,6 @@ class Service:
             "error": self.config_error,
             "waiting": list(self.config_waiting),
         }
-
-    @property
-    def kernel(self) -> KernelTable:
-        """Our table in the kernel."""
-        return self._reconciler.kernel
 
     async def mend_firewalls(self, touched: Collection[str] | None) -> list[str]:
         """Let our packets pass again where others have touched these tables; gives what had to be mended.
@@ -184,15 +179,20 @@ class Service:
         given = {"ipv4": str(made.ipv4) if made.ipv4 else None, "ipv6": str(made.ipv6) if made.ipv6 else None}
         return {**given, "dns": made.dns, **self._container(key)}
 
-    async def release(self, container: list[str], *, owned: bool) -> Json:
+    async def release(self, container: list[str], *, owned: bool, started: bool = False) -> Json:
         """End a reservation of the caller's own; take a container that does not exist off its network.
 
-        Whoever does not own a reservation leaves it alone: it belongs to a `run` that is at work.
+        Whoever does not own a reservation leaves it alone: it belongs to a `run` that is at work. A container that
+        was `started` just now, as its event has told already, needs no other look.
         """
         key = Key(*container)
         async with self._turn:
             if owned or key not in self._reconciler.reserved:
-                await self._release(key)
+                seen = self._reconciler.snapshot.workloads.get(key)
+                if started and seen is not None and seen.endpoint is not None:
+                    self._reconciler.reserved.pop(key, None)
+                else:
+                    await self._release(key)
         return {**self._container(key), "trouble": self._trouble}
 
     async def publish(self, container: list[str], specs: str) -> Json:

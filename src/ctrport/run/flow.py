@@ -76,7 +76,7 @@ async def run(settings: Settings, connection: Connection, options: Options) -> S
         await task.start(detach=options.detach, interactive=options.interactive, tty=options.tty)
         if policy := translate.restart(settings, options, name=name, log=output):
             await process.run(policy, f"set the restart policy of {name}")
-        result = await link.call("release", container=list(key))
+        result = await link.call("release", container=list(key), started=True)
         await _check_mapped(link, key, options, result)
         for text in result["trouble"] if link.watched else ():  # else our own pass has told it
             log.warning("%s", text)
