@@ -109,13 +109,25 @@ async def _acquire(settings: Settings) -> int:
     deadline = clock() + LOCK_PATIENCE
     while (held := lock.try_acquire(settings.state, lock.WRITER)) is None:
         async with control.connect(settings) as other:
-            if other is not None or clock() > deadline:
+            if clock() > deadline or (other is not None and await _answers(other)):
                 raise ConflictError(
                     f"another ctrport watches already: it holds {settings.state / lock.WRITER}",
                     hint="one watcher a host; systemctl status ctrport",
                 )
         await asyncio.sleep(lock.POLL)
     return held
+
+
+async def _answers(other: control.Writer) -> bool:
+    """Say whether whoever has the socket is alive: a watcher that was killed has it until its last moment."""
+    try:
+        async with asyncio.timeout(LOCK_PATIENCE):
+            await other.call("configuration")
+    except HostError:  # it has gone meanwhile
+        return False
+    except (CtrportError, TimeoutError):  # it watches another containerd, or hangs
+        return True
+    return True
 
 
 async def _watch(settings: Settings, client: Client, service: Service, place: Place) -> None:

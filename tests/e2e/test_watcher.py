@@ -165,6 +165,26 @@ def test_a_lock_that_is_let_go_soon(ctrport: Cli, watcher: Watcher, lab: Lab):
         answers(lab, 8080)
 
 
+def test_a_watcher_that_is_just_dying(ctrport: Cli, watcher: Watcher, lab: Lab):
+    """A killed watcher may have its lock and its socket for a moment, and answers nobody: that refuses no other."""
+    with ctrport.container("-p", "8080:80"):
+        watcher.kill()
+        held = lock.try_acquire(ctrport.state, lock.WRITER)
+        assert held is not None
+        dying = socket.socket(socket.AF_UNIX)
+        (ctrport.state / "watch.sock").unlink()
+        dying.bind(str(ctrport.state / "watch.sock"))
+        dying.listen()
+
+        def die() -> None:
+            dying.close()
+            lock.release(held)
+
+        threading.Timer(1, die).start()
+        watcher.start()
+        answers(lab, 8080)
+
+
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "alone"])
 def test_two_runs_for_one_port(ctrport: Cli, lab: Lab, request: pytest.FixtureRequest, *, watched: bool):
     """Of two runs at once for one port exactly one wins; the other names the winner and leaves nothing."""
