@@ -1,6 +1,7 @@
-"""run: the options of `docker run` that a containerd host has a use for."""
+"""run: the options of `docker run` that a containerd host has a use for.
 
-from __future__ import annotations
+Without `from __future__ import annotations`: typer would evaluate the text of each annotation four times.
+"""
 
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ctrport import defaults
 from ctrport.errors import InputError
 from ctrport.model.mark import DEFAULT_MARK
 from ctrport.model.policy import Policy
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
     from ctrport.config.place import Place
 
-DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
-DEFAULT_NAMESPACE = "default"
-DEFAULT_ROOT = Path("/var/lib/ctrport")
-DEFAULT_STATE = Path("/run/ctrport")
-DEFAULT_CONFIG = Path("/etc/ctrport/config.toml")
 DEFAULT_SYSCTL_DIRECTORY = Path("/run/sysctl.d")
 # Keys whose value a watcher has built upon: marks of connections, deadlines, sockets, files.
 AT_START = ("mark", "timeout_seconds", "reserve_ports", "relay_ipv6_loopback", "sysctl_directory")
@@ -53,12 +49,12 @@ class Config:
 class Settings:
     """What every command needs to know of where it runs."""
 
-    address: str = DEFAULT_ADDRESS
-    namespace: str = DEFAULT_NAMESPACE
-    root: Path = DEFAULT_ROOT
-    state: Path = DEFAULT_STATE
+    address: str = defaults.ADDRESS
+    namespace: str = defaults.NAMESPACE
+    root: Path = defaults.ROOT
+    state: Path = defaults.STATE
     config: Config = field(default_factory=Config)
-    config_file: Path = DEFAULT_CONFIG
+    config_file: Path = defaults.CONFIG
     config_found: bool = False  # whether that file was there
     config_error: InputError | None = None  # why it could not be taken, where a command goes on without
 
