@@ -11,8 +11,8 @@ from ctrport.errors import ConflictError, NotFoundError
 from ctrport.firewall import ruleset
 from ctrport.firewall.ruleset import Links
 from ctrport.model.annotations import automatic
+from ctrport.model.grants import BY_POLICY
 from ctrport.model.ledger import Ledger
-from ctrport.model.policy import BY_POLICY
 from ctrport.model.workload import Endpoint, Key, Workload
 from ctrport.network import files, networks
 from ctrport.run import names, translate
