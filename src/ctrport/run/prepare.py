@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ async def prepare(
     _check_host()
     _check_sources(options)
     image, config = await _image(settings, connection, options, key)
-    options = replace(options, publish=await _requests(settings, options, config))
+    options = options._replace(publish=await _requests(settings, options, config))
     return options, image, config
 
 
