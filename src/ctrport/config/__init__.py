@@ -83,7 +83,6 @@ def read(path: Path, *, required: bool) -> Config | None:
     import tomllib  # noqa: PLC0415 - these are for who has such a file
 
     from ctrport.config.place import Place  # noqa: PLC0415
-    from ctrport.config.policy import policy  # noqa: PLC0415
 
     try:
         raw = tomllib.loads(text)
@@ -100,7 +99,7 @@ def read(path: Path, *, required: bool) -> Config | None:
         "reserve_ports": Place.flag,
         "sysctl_directory": _directory_or_none,
         "relay_ipv6_loopback": Place.flag,
-        "policy": policy,
+        "policy": _policy,
     }
     values = Place(value=raw, file=path, text=text).read(known)
     return Config(**values, sysctl_directory_given="sysctl_directory" in values)
@@ -111,6 +110,12 @@ def taken_over(old: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
     waiting = tuple(key for key in AT_START if getattr(old, key) != getattr(new, key))
     kept = {key: getattr(old, key) for key in (*waiting, "sysctl_directory_given")}
     return replace(new, **kept), waiting
+
+
+def _policy(at: Place) -> Policy:
+    from ctrport.config.policy import policy  # noqa: PLC0415 - most have no such table
+
+    return policy(at)
 
 
 def _mark(at: Place) -> int:
