@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,7 +210,7 @@ def test_errors_are_printable(text: str, read: Callable[[str], object]):
 )
 def test_what_goes_together(changes: dict[str, Any]):
     """These are no contradictions."""
-    replace(Options(image="redis"), **changes).check()
+    Options(image="redis")._replace(**changes).check()
 
 
 @pytest.mark.parametrize(
@@ -241,4 +240,4 @@ def test_what_goes_together(changes: dict[str, Any]):
 def test_what_does_not(changes: dict[str, Any], message: str):
     """Both sides of a contradiction are named, before anything is touched."""
     with pytest.raises(InputError, match=message):
-        replace(Options(image="redis"), **changes).check()
+        Options(image="redis")._replace(**changes).check()

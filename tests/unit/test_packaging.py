@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ctrport import __version__, config
+from ctrport import __version__, config, defaults
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 UNIT = PACKAGING / "systemd" / "ctrport.service"
@@ -98,8 +98,8 @@ def test_a_crash_is_followed_by_another_start_for_ever_and_a_bad_configuration_i
 
 def test_directories_are_those_that_the_program_uses(service: dict[str, str]):
     """The names in the unit are relative to /var/lib and /run."""
-    assert Path("/var/lib") / service["StateDirectory"] == config.DEFAULT_ROOT
-    assert Path("/run") / service["RuntimeDirectory"] == config.DEFAULT_STATE
+    assert Path("/var/lib") / service["StateDirectory"] == defaults.ROOT
+    assert Path("/run") / service["RuntimeDirectory"] == defaults.STATE
 
 
 def test_a_restart_keeps_the_state_directory_and_only_root_gets_in(service: dict[str, str]):
@@ -172,8 +172,8 @@ def test_the_pod_uses_the_default_places_and_this_version(pod: dict[str, Any]):
     """So no option has to be given to a command in the pod, or to one on the node."""
     (container,) = pod["containers"]
     mounts = {each["mountPath"]: each.get("readOnly", False) for each in container["volumeMounts"]}
-    places = {Path(config.DEFAULT_ADDRESS).parent: True, config.DEFAULT_CONFIG.parent: True}
-    for place, read_only in {**places, config.DEFAULT_STATE: False}.items():
+    places = {Path(defaults.ADDRESS).parent: True, defaults.CONFIG.parent: True}
+    for place, read_only in {**places, defaults.STATE: False}.items():
         assert mounts[str(place)] is read_only
     assert container["image"].endswith(f":{__version__}")
 

@@ -60,8 +60,11 @@ def ps(
 
     from ctrport.model.listing import ports_column  # noqa: PLC0415
 
-    entries = asyncio.run(_entries(context.obj, stopped=all_))
-    _warn_of_configuration(context.obj)
+    settings: Settings = context.obj
+    entries, watcher = asyncio.run(_entries(settings, stopped=all_))
+    # The ports shown are not by what config.toml says now.
+    if error := watcher.get("error") or (settings.config_error and settings.config_error.message):
+        warn(f"the watcher keeps the configuration that it had: {error}")
     if format_ is Format.JSON:
         print_json(containers=entries)
         return
@@ -173,7 +176,6 @@ def _each(settings: Settings, containers: list[str], work: Any) -> None:
 async def _entry(settings: Settings, name: str) -> dict[str, Any]:
     from ctrport.connection import Connection  # noqa: PLC0415
     from ctrport.control import connect  # noqa: PLC0415
-    from ctrport.observe import bindings  # noqa: PLC0415
 
     async with Connection(settings) as connection, connect(settings) as link:
         key = await find(settings, connection, name)
@@ -181,6 +183,8 @@ async def _entry(settings: Settings, name: str) -> dict[str, Any]:
             await link.call("check", container=list(key))
             (entry,) = (await link.call("bindings", container=list(key)))["containers"]
             return dict(entry)
+        from ctrport.observe import bindings  # noqa: PLC0415 - a watcher has it
+
         await connection.client.container(key)  # or say that there is none
         for entry in await bindings(settings, connection.client):
             if Key(entry["namespace"], entry["id"]) == key:
@@ -188,18 +192,24 @@ async def _entry(settings: Settings, name: str) -> dict[str, Any]:
     return {"addresses": [], "mappings": []}
 
 
-async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]:
-    """Give every container of the namespace in the shape of `ps --format json`, oldest first."""
+async def _entries(settings: Settings, *, stopped: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Give every container of the namespace in the shape of `ps --format json`, oldest first.
+
+    With it the configuration that the watcher has, nothing of it where none runs.
+    """
     from ctrport.connection import Connection  # noqa: PLC0415
     from ctrport.control import connect  # noqa: PLC0415
-    from ctrport.inquiry import Inquiry  # noqa: PLC0415
-    from ctrport.observe import bindings  # noqa: PLC0415
 
+    watcher: dict[str, Any] = {}
     async with Connection(settings) as connection, connect(settings) as link:
         if link is not None:
             published = (await link.call("bindings"))["containers"]
             listed = await link.call("containers", namespace=settings.namespace)
+            watcher = await link.call("configuration")
         else:
+            from ctrport.inquiry import Inquiry  # noqa: PLC0415 - a watcher has both
+            from ctrport.observe import bindings  # noqa: PLC0415
+
             published = await bindings(settings, connection.client)
             listed = await Inquiry(connection.client).containers(settings.namespace)
     found = {(entry["namespace"], entry["id"]): entry for entry in published}
@@ -209,18 +219,7 @@ async def _entries(settings: Settings, *, stopped: bool) -> list[dict[str, Any]]
             known = found.get((container["namespace"], container["id"]), {})
             container |= {name: known.get(name, []) for name in ("addresses", "mappings", "problems")}
             entries.append(container)
-    return entries
-
-
-def _warn_of_configuration(settings: Settings) -> None:
-    """Say that the ports shown are not by what config.toml says now."""
-    import asyncio  # noqa: PLC0415
-
-    from ctrport.observe import configuration  # noqa: PLC0415
-
-    watcher = asyncio.run(configuration(settings)) or {}
-    if error := watcher.get("error") or (settings.config_error and settings.config_error.message):
-        warn(f"the watcher keeps the configuration that it had: {error}")
+    return entries, watcher
 
 
 def published(entry: dict[str, Any]) -> list[Any]:

@@ -1,6 +1,7 @@
-"""run: the options of `docker run` that a containerd host has a use for."""
+"""run: the options of `docker run` that a containerd host has a use for.
 
-from __future__ import annotations
+Without `from __future__ import annotations`: typer would evaluate the text of each annotation four times.
+"""
 
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -156,7 +157,11 @@ def _run(settings: Settings, wanted: Options) -> int:
         return started.exit_code or 0
 
     try:
-        return asyncio.run(work())
+        # Ctrl-C waits until the loop is there: half of one complains on standard error when it is dropped.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        with asyncio.Runner() as runner:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            return runner.run(work())
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except asyncio.CancelledError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ctrport import defaults
 from ctrport.errors import InputError
 from ctrport.model.mark import DEFAULT_MARK
 from ctrport.model.policy import Policy
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
     from ctrport.config.place import Place
 
-DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
-DEFAULT_NAMESPACE = "default"
-DEFAULT_ROOT = Path("/var/lib/ctrport")
-DEFAULT_STATE = Path("/run/ctrport")
-DEFAULT_CONFIG = Path("/etc/ctrport/config.toml")
 DEFAULT_SYSCTL_DIRECTORY = Path("/run/sysctl.d")
 # Keys whose value a watcher has built upon: marks of connections, deadlines, sockets, files.
 AT_START = ("mark", "timeout_seconds", "reserve_ports", "relay_ipv6_loopback", "sysctl_directory")
@@ -53,12 +49,12 @@ class Config:
 class Settings:
     """What every command needs to know of where it runs."""
 
-    address: str = DEFAULT_ADDRESS
-    namespace: str = DEFAULT_NAMESPACE
-    root: Path = DEFAULT_ROOT
-    state: Path = DEFAULT_STATE
+    address: str = defaults.ADDRESS
+    namespace: str = defaults.NAMESPACE
+    root: Path = defaults.ROOT
+    state: Path = defaults.STATE
     config: Config = field(default_factory=Config)
-    config_file: Path = DEFAULT_CONFIG
+    config_file: Path = defaults.CONFIG
     config_found: bool = False  # whether that file was there
     config_error: InputError | None = None  # why it could not be taken, where a command goes on without
 
@@ -87,7 +83,6 @@ def read(path: Path, *, required: bool) -> Config | None:
     import tomllib  # noqa: PLC0415 - these are for who has such a file
 
     from ctrport.config.place import Place  # noqa: PLC0415
-    from ctrport.config.policy import policy  # noqa: PLC0415
 
     try:
         raw = tomllib.loads(text)
@@ -104,7 +99,7 @@ def read(path: Path, *, required: bool) -> Config | None:
         "reserve_ports": Place.flag,
         "sysctl_directory": _directory_or_none,
         "relay_ipv6_loopback": Place.flag,
-        "policy": policy,
+        "policy": _policy,
     }
     values = Place(value=raw, file=path, text=text).read(known)
     return Config(**values, sysctl_directory_given="sysctl_directory" in values)
@@ -115,6 +110,12 @@ def taken_over(old: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
     waiting = tuple(key for key in AT_START if getattr(old, key) != getattr(new, key))
     kept = {key: getattr(old, key) for key in (*waiting, "sysctl_directory_given")}
     return replace(new, **kept), waiting
+
+
+def _policy(at: Place) -> Policy:
+    from ctrport.config.policy import policy  # noqa: PLC0415 - most have no such table
+
+    return policy(at)
 
 
 def _mark(at: Place) -> int:

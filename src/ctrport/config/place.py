@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ctrport.config.locate import line_of
 from ctrport.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ class Place:
 
     def error(self, fault: str, hint: str | None = None) -> InputError:
         """Give the error that names file, line, key and fault."""
+        from ctrport.config.locate import line_of  # noqa: PLC0415 - most files have no fault
+
         line = line_of(self.text, self.keys)
         where = [str(self.file), *([f"line {line}"] if line else []), *([str(self)] if self.keys else [])]
         return InputError(": ".join([*where, fault]), hint=hint)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from ctrport.model.bindings import Change, Host, State, is_wildcard, socket_text
 from ctrport.model.former import FormerPorts
-from ctrport.model.policy import Policy, within
+from ctrport.model.grants import grant_of, within
+from ctrport.model.policy import Policy
 from ctrport.model.request import groups, request_of
 from ctrport.model.translated import Translated
 from ctrport.model.vacancies import Vacancies
@@ -120,7 +121,7 @@ class Ledger:
             return
         old = self._requests.get(workload.key, {})
         new: dict[object, Request] = {}
-        grant = self._policy.grant(workload)
+        grant = grant_of(self._policy, workload)
         for mapping in workload.requests if workload.endpoint else ():
             request = request_of(workload, mapping, grant)
             identity: object = (mapping, request.ipv4, request.ipv6)

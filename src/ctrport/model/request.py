@@ -7,14 +7,15 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from ctrport.model.bindings import IPV6_LOOPBACK, Binding, Change, Incumbent, host_families, is_wildcard
-from ctrport.model.policy import EVERYTHING, Span
+from ctrport.model.grants import EVERYTHING
+from ctrport.model.policy import Span
 from ctrport.model.ports import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ctrport.model.bindings import Host, IPAddress, Listener, State
-    from ctrport.model.policy import Grant
+    from ctrport.model.grants import Grant
     from ctrport.model.ports import PortMapping
     from ctrport.model.workload import Key, Pod, Workload
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,8 @@ from ctrport.errors import ConflictError, NotFoundError
 from ctrport.firewall import ruleset
 from ctrport.firewall.ruleset import Links
 from ctrport.model.annotations import automatic
+from ctrport.model.grants import BY_POLICY
 from ctrport.model.ledger import Ledger
-from ctrport.model.policy import BY_POLICY
 from ctrport.model.workload import Endpoint, Key, Workload
 from ctrport.network import files, networks
 from ctrport.run import names, translate
@@ -32,10 +31,10 @@ def script(settings: Settings, options: Options) -> str:
     """
     network = _network(settings, options) if options.bridged and not options.by_cni else None
     if network is not None and network.internal:
-        options = replace(options, publish=(), publish_all=False)
+        options = options._replace(publish=(), publish_all=False)
     if options.publish_all:
         added = automatic(options.expose, options.publish)
-        options = replace(options, publish=(*options.publish, *added))
+        options = options._replace(publish=(*options.publish, *added))
     name = options.name or names.generated_name(options.image)
     image = options.image if options.rootfs else names.full_reference(options.image)
     key = Key(settings.namespace, names.check_identifier("the name", name))

@@ -7,10 +7,9 @@ import logging
 import os
 import sys
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctrport.control import writer
 from ctrport.errors import ConflictError, CtrportError
@@ -32,8 +31,7 @@ log = logging.getLogger(__name__)
 HOSTNAME_LIMIT = 63  # characters of one label, RFC 1123; the kernel takes 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class Started(NamedTuple):
     """A container that runs, or has run: `exit_code` is known once it has been waited for."""
 
     name: str
@@ -41,8 +39,7 @@ class Started:
     watched: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a container goes: its network namespace and the files that belong to it, which ctr does not look at."""
 
     netns: str | None = None

@@ -1,30 +1,29 @@
-"""What `ctrport run` was asked to do: the command line, checked, before anything is touched."""
+"""What `ctrport run` was asked to do: the command line, checked, before anything is touched.
 
-from __future__ import annotations
+Without `from __future__ import annotations`: NamedTuple would compile the text of each.
+"""
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from ctrport.errors import InputError
+from ctrport.model.ports import PortMapping, Protocol
 from ctrport.run.names import check_identifier
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from ctrport.model.ports import PortMapping, Protocol
 
 UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 PULL_POLICIES = ("missing", "always", "never")
 RESTART = re.compile(r"no|always|unless-stopped|on-failure(:[0-9]+)?")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """One container to run; the fields are named as `docker run`'s options."""
+class Options(NamedTuple):
+    """One container to run; the fields are named as `docker run`'s options.
+
+    No dataclass, as Python would write and compile six functions for 31 fields with every `run`.
+    """
 
     image: str
     command: tuple[str, ...] = ()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +31,7 @@ async def prepare(
     _check_host()
     _check_sources(options)
     image, config = await _image(settings, connection, options, key)
-    options = replace(options, publish=await _requests(settings, options, config))
+    options = options._replace(publish=_requests(settings, options, config))
     return options, image, config
 
 
@@ -118,12 +116,12 @@ async def _prospect(
     return found
 
 
-async def _requests(settings: Settings, options: Options, config: dict[str, Any]) -> tuple[PortMapping, ...]:
+def _requests(settings: Settings, options: Options, config: dict[str, Any]) -> tuple[PortMapping, ...]:
     """Give what is to be published: -p, and with -P every exposed port that -p does not name."""
     if options.network == "host" and (options.publish or options.publish_all):
         log.warning("-p does nothing with --network host: the container's ports are the host's already")
         return ()
-    if options.bridged and not options.by_cni and await asyncio.to_thread(_is_internal, settings, options.network):
+    if options.bridged and not options.by_cni and _is_internal(settings, options.network):
         if options.publish or options.publish_all:
             log.warning("-p does nothing on the network %s: it is internal", options.network)
         return ()
