@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrport.config.place import Place
@@ -382,6 +382,7 @@ def bindings(ledger: Ledger, final: dict[Key, Workload]) -> list[tuple[Workload,
 HOST = Host(automatic=(8080, 8083))
 
 
+@settings(deadline=None)  # some histories are long
 @given(history=st.lists(wanted(contested_mappings()) | policies(), max_size=10))
 def test_no_binding_is_outside_the_policy(history: list[Workload | Policy]):
     """After any containers and any changes of policy, what is served is allowed, and what is refused is not."""
