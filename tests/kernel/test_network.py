@@ -156,6 +156,26 @@ def test_the_bridge_s_hardware_address_stays(machine: Machine):
     assert show(machine.host, "link", "show", "dev", "ctrport0")[0]["address"] == before == "02:42:c6:33:64:01"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("addr", "del", f"{GATEWAY4}/28", "dev", "ctrport0"),
+        ("addr", "del", f"{GATEWAY6}/64", "dev", "ctrport0"),
+        ("link", "set", "ctrport0", "down"),
+    ],
+    ids=["no IPv4 address", "no IPv6 address", "down"],
+)
+def test_a_bridge_that_lacks_something(machine: Machine, damage: tuple[str, ...]):
+    """The next container on a bridge brings back what somebody has taken from it."""
+    machine.attach(WEB)
+    before = machine.host.run("ip", "-brief", "address", "show", "dev", "ctrport0").stdout.split()
+    machine.host.run("ip", *damage)
+    assert machine.host.run("ip", "-brief", "address", "show", "dev", "ctrport0").stdout.split() != before
+    machine.attach(DB)
+    after = machine.host.run("ip", "-brief", "address", "show", "dev", "ctrport0").stdout.split()
+    assert (after[1], set(after)) == ("UP", set(before))
+
+
 def test_the_mtu_is_the_uplink_s(machine: Machine):
     """A host on a tunnel or an overlay gives containers packets that fit."""
     machine.host.ip("link set eth0 mtu 1400")

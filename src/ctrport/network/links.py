@@ -1,22 +1,27 @@
 """Bridges, veth pairs over netlink by pyroute2.
 
-pyroute2 costs 150 ms to import and is therefore imported where it is used. Every function may be called twice:
-what is there already is left as it is.
+pyroute2 costs 150 ms to import and is therefore imported where it is used. A message takes it a millisecond, which
+a container waits for: what can be seen without one is. Every function may be called twice: what is there already is
+left as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import logging
 import os
+import socket
+import struct
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrport.errors import HostError, KernelError
 from ctrport.host import sysctl
-from ctrport.network import netns
+from ctrport.network import netns, proc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CONTAINER_INTERFACE = "eth0"
+SIOCGIFMTU = 0x8921  # include/uapi/linux/sockios.h
 NODAD = 0x02  # IFA_F_NODAD: an address of our own subnet needs no wait for duplicates
 DEFAULT_MTU = 1500
 
@@ -34,9 +40,10 @@ def ensure_bridge(network: Network) -> None:
     """Make a network's bridge, with its gateway addresses, if it is not there."""
     from pyroute2 import IPRoute  # noqa: PLC0415 - see the module's docstring
 
+    if _is_complete(network):
+        return
     with _errors(f"make the bridge {network.bridge}"), IPRoute() as ip:
-        found = ip.link_lookup(ifname=network.bridge)
-        if not found:
+        if _index(network.bridge) is None:
             with _passing_over(errno.EEXIST):
                 ip.link(
                     "add",
@@ -45,24 +52,24 @@ def ensure_bridge(network: Network) -> None:
                     address=hardware_address(network.gateway4),  # else it changes with the ports
                     mtu=network.mtu or _uplink_mtu(ip),
                 )
-            found = ip.link_lookup(ifname=network.bridge)
+        index = socket.if_nametoindex(network.bridge)
         _refuse_advertisements(network.bridge)
-        _add_address(ip, found[0], network.gateway4, network.ipv4.prefixlen)
+        _add_address(ip, index, network.gateway4, network.ipv4.prefixlen)
         if network.ipv6 and network.gateway6 and _takes_ipv6(network.bridge):
-            _add_address(ip, found[0], network.gateway6, network.ipv6.prefixlen)
-        ip.link("set", index=found[0], state="up")
+            _add_address(ip, index, network.gateway6, network.ipv6.prefixlen)
+        ip.link("set", index=index, state="up")
 
 
 def remove_link(name: str) -> bool:
     """Remove an interface of the host; says whether there was one."""
     from pyroute2 import IPRoute  # noqa: PLC0415
 
-    with _errors(f"remove the interface {name}"), IPRoute() as ip:
-        for index in ip.link_lookup(ifname=name):
-            with _passing_over(errno.ENODEV):  # its peer's namespace is just going, and takes it along
-                ip.link("del", index=index)
-            return True
-    return False
+    if (index := _index(name)) is None:
+        return False
+    # ENODEV: its peer's namespace is just going, and takes it along.
+    with _errors(f"remove the interface {name}"), IPRoute() as ip, _passing_over(errno.ENODEV):
+        ip.link("del", index=index)
+    return True
 
 
 def ensure_container(network: Network, namespace: str, ipv4: IPv4Address) -> None:
@@ -74,9 +81,9 @@ def ensure_container(network: Network, namespace: str, ipv4: IPv4Address) -> Non
         remove_link(outer)  # its other end is in a namespace that nobody can name any more
     path = netns.create(namespace)
     with _errors(f"join the namespace {namespace} to {network.bridge}"), IPRoute() as ip:
-        bridge = ip.link_lookup(ifname=network.bridge)[0]
-        if not ip.link_lookup(ifname=outer):
-            mtu = ip.get_links(bridge)[0].get_attr("IFLA_MTU")
+        bridge = socket.if_nametoindex(network.bridge)
+        if _index(outer) is None:
+            mtu = _mtu(network.bridge)
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 inner = {
@@ -88,7 +95,7 @@ def ensure_container(network: Network, namespace: str, ipv4: IPv4Address) -> Non
                 ip.link("add", ifname=outer, kind="veth", mtu=mtu, peer=inner)
             finally:
                 os.close(descriptor)
-        index = ip.link_lookup(ifname=outer)[0]
+        index = socket.if_nametoindex(outer)
         ip.link("set", index=index, master=bridge, state="up")
         # With br_netfilter a container that calls its own published port is bridged back to where it came from.
         ip.brport("set", index=index, mode=1)  # IFLA_BRPORT_MODE, "hairpin"
@@ -103,7 +110,7 @@ def isolate(namespaces: Iterable[str]) -> None:
 
     with _errors("isolate the containers of a network"), IPRoute() as ip:
         for namespace in namespaces:
-            for index in ip.link_lookup(ifname=host_interface(namespace)):
+            if (index := _index(host_interface(namespace))) is not None:
                 _isolate(ip, index)
 
 
@@ -138,21 +145,25 @@ def prepare_inside() -> None:
     """Set up what every container's namespace has, whoever gives it an address. Call it inside."""
     from pyroute2 import IPRoute  # noqa: PLC0415
 
+    with _errors("set up the loopback interface"), IPRoute() as ip:
+        _prepare(ip)
+
+
+def _prepare(ip: Any) -> None:
     # As in Docker since 20.10: a program without privileges may serve port 80 of its own namespace.
     try:
         Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0", "ascii")
     except OSError as error:
         log.warning("only root can serve ports below 1024 in this container: /proc/sys: %s", error.strerror)
-    with _errors("set up the loopback interface"), IPRoute() as ip:
-        ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
+    ip.link("set", index=socket.if_nametoindex("lo"), state="up")
 
 
 def _configure(network: Network, ipv4: IPv4Address) -> None:
     from pyroute2 import IPRoute  # noqa: PLC0415
 
-    prepare_inside()
     with _errors("set up addresses and routes"), IPRoute() as ip:
-        index = ip.link_lookup(ifname=CONTAINER_INTERFACE)[0]
+        _prepare(ip)
+        index = socket.if_nametoindex(CONTAINER_INTERFACE)
         _add_address(ip, index, ipv4, network.ipv4.prefixlen)
         ipv6 = network.ipv6_of(ipv4)
         if network.ipv6 and ipv6 and _takes_ipv6(CONTAINER_INTERFACE):
@@ -165,6 +176,33 @@ def _configure(network: Network, ipv4: IPv4Address) -> None:
         if network.gateway6 and _takes_ipv6(CONTAINER_INTERFACE):
             with _passing_over(errno.EEXIST):
                 ip.route("add", dst="::/0", gateway=str(network.gateway6))
+
+
+def _is_complete(network: Network) -> bool:
+    """Whether a bridge is up with all its addresses: a route to its subnet goes by it only then."""
+    if _index(network.bridge) is None:
+        return False
+    here = proc.read()
+    reached = {route.network for route in here.routes if route.interface == network.bridge and not route.gateway}
+    there = network.ipv4 in reached and network.gateway4 in here.addresses
+    if not (network.ipv6 and network.gateway6 and _takes_ipv6(network.bridge)):
+        return there
+    return there and network.ipv6 in reached and network.gateway6 in here.addresses
+
+
+def _index(name: str) -> int | None:
+    """Give an interface's index in the namespace of this thread, None where there is none of that name."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return None
+
+
+def _mtu(name: str) -> int:
+    """Give an interface's MTU (netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        answer = fcntl.ioctl(asked, SIOCGIFMTU, struct.pack("16s16x", name.encode()))
+    return int.from_bytes(answer[16:20], sys.byteorder)
 
 
 def _add_address(ip: Any, index: int, address: IPv4Address | IPv6Address, prefix: int) -> None:
@@ -219,7 +257,7 @@ class _errors:  # noqa: N801 - reads as a phrase
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
 
-        if isinstance(error, NetlinkError | PermissionError):
+        if isinstance(error, NetlinkError | OSError):
             code = getattr(error, "code", None) or getattr(error, "errno", None) or 0
             message = f"could not {self._tried}: {os.strerror(code)}"
             if code in (errno.EPERM, errno.EACCES):
