@@ -106,7 +106,7 @@ def ensure(
         return []
     found: list[Obstacle | None] = []
     step = partial(_attempt, found, mended=mended)
-    # The manager of such a table may change it all day (kube-proxy), or needs the processor now (firewalld's reload).
+    # Its manager may change such a table all day (kube-proxy), or need the processor now (a reload of firewalld).
     is_managed = touched is not None and all(table.split()[-1] in native.MANAGED for table in touched)
     chains = [] if is_managed else _forward_chains(found)
     if touched is None or hook.ADDRESS in touched:
