@@ -7,26 +7,24 @@ iptables-restore: for their programs to write so many would take hours.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from bench.stats import OURS, Aim, Series, quotient
+from bench.worker import CONTAINER, Worker
 from ctrport.firewall import ruleset
 from ctrport.firewall.ruleset import Links
 from ctrport.model.bindings import Binding, State
 from ctrport.model.ports import PortMapping
 from ctrport.model.workload import Key
-from lab import Lab
 
 if TYPE_CHECKING:
     from bench.bench import Bench
+    from lab import Lab, Netns
 
-HOST, CONTAINER = "192.0.2.1", "198.51.100.2"
+HOST = "192.0.2.1"
 FIRST = 10000
 TURN = 200  # connections before the next one's turn
 DOCKER, CNI, PLAIN, TRACKED = "Docker's chain", "CNI's chains", "no rules", "conntrack, no NAT"
@@ -88,49 +86,22 @@ def _aims(bench: Bench, sizes: tuple[int, ...]) -> None:
         bench.aim(Aim(case="connect", what=f"{kind} of a flow, of {PLAIN}", value=share, limit=0.9, at_least=True))
 
 
-class _Worker:
-    """A client, a host with rules, and a container, with the process that makes connections between the ends."""
+class _Worker(Worker):
+    """A client and a host with rules before the container: connections between the ends."""
 
     def __init__(self, shape: str, size: int) -> None:
+        super().__init__(f"{shape} with {size}")
         self._shape, self._size = shape, size
-        self._stack = ExitStack()
-        self._process: subprocess.Popen[Any] | None = None
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            lab = stack.enter_context(Lab())
-            lab.bridge("br0", "198.51.100.1/24")
-            inside = lab.container_like("many", "br0", f"{CONTAINER}/24", gateway4="198.51.100.1")
-            _load(lab, self._shape, self._size)
-            to = (HOST, FIRST + self._size - 1) if self._size else (CONTAINER, 80)
-            self._process = lab.remote.popen(
-                *(sys.executable, "-I", Path(__file__).with_name("connector.py"), inside.path, to[0], str(to[1])),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            self._read()
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def _prepare(self, _: ExitStack, lab: Lab, container: Netns) -> tuple[Netns, tuple[str | Path, ...]]:
+        _load(lab, self._shape, self._size)
+        to = (HOST, FIRST + self._size - 1) if self._size else (CONTAINER, 80)
+        connector = Path(__file__).with_name("connector.py")
+        return lab.remote, ("-I", connector, container.path, to[0], str(to[1]))
 
     def ask(self, kind: str, number: int) -> list[float]:
         """Give the samples of one turn."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{kind} {number}\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> list[float]:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise AssertionError(f"the client of {self._shape} with {self._size} ended; its words are above")
-        found: list[float] = json.loads(line)
+        found: list[float] = self.tell(f"{kind} {number}")
         return found
 
 

@@ -6,19 +6,18 @@ memory of one say nothing of another. They take turns.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from bench.stats import OURS, Aim, Series, quotient
-from lab import Lab
+from bench.worker import Worker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bench.bench import Bench
+    from lab import Lab, Netns
 
 TURN = 20  # changes before the next one's turn
 RULE, FLOOR = "iptables -A, one rule", "python3-nftables alone"
@@ -48,48 +47,19 @@ def change(bench: Bench) -> None:
     bench.aim(Aim(case="change", what=f"into {sizes[-1]:,}", value=median("change", most), limit=1, unit="ms"))
 
 
-class _Worker:
-    """One daemon's passes in a process of their own, on the host of a lab of their own."""
+class _Worker(Worker):
+    """One daemon's passes."""
 
     def __init__(self, size: int) -> None:
+        super().__init__(f"{size} mappings")
         self._size = size
-        self._stack = ExitStack()
-        self._process: subprocess.Popen[Any] | None = None
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            lab = stack.enter_context(Lab())
-            lab.bridge("br0", "198.51.100.1/24")
-            inside = lab.container_like("many", "br0", "198.51.100.2/24", gateway4="198.51.100.1")
-            # Whose addresses are read, for each of the containers.
-            asked = inside.popen("sleep", "infinity")
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="ctrport-bench-"))
-            self._process = lab.host.popen(
-                *(sys.executable, "-m", "bench.refresher", directory, str(asked.pid), str(self._size)),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=Path(__file__).parents[1],
-            )
-            self._read()
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def _prepare(self, stack: ExitStack, lab: Lab, container: Netns) -> tuple[Netns, tuple[str | Path, ...]]:
+        asked = container.popen("sleep", "infinity")  # whose addresses are read, for each of the containers
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="ctrport-bench-"))
+        return lab.host, ("-m", "bench.refresher", directory, str(asked.pid), str(self._size))
 
     def turn(self, changes: int) -> dict[str, list[float]]:
         """Make so many changes; gives milliseconds by kind."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{changes}\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> Any:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise AssertionError(f"the worker with {self._size} mappings ended; its words are above")
-        return json.loads(line)
+        found: dict[str, list[float]] = self.tell(str(changes))
+        return found

@@ -33,6 +33,7 @@ RETRY = (1.0, 60.0)  # seconds until the monitor, or a repair that failed, is tr
 # Seconds between looks at other people's rules, which cost processes: the shortest; what it grows to while they
 # change all the time (kube-proxy) and nothing is to be mended; and its share of what a look takes.
 REST, LONGEST_REST, SHARE = 0.1, 15.0, 20
+SPELL = 1.0  # seconds: `ufw reload` empties FORWARD ten times within two, by a program each
 TABLE, FIREWALLS, SETTINGS = f"table {ADDRESS}", "other firewalls", "kernel settings"
 LOST = Commit(generation=0, process="somebody")
 
@@ -154,9 +155,9 @@ class Healer:
                 mended = []
             self._news.set()
             taken = time.monotonic() - begun
-            if mended:
-                what = f"our part was missing in {', '.join(mended)}"
-                self._repairs.note(FIREWALLS, what, self._who(commits), taken)
+            for place in mended:
+                what = f"our part was missing in {place}"
+                self._repairs.note(FIREWALLS, what, self._who(commits), taken, spell=SPELL)
             # What was just written is told too, and looked at once more for nothing: that is no reason to rest.
             rest = REST if mended or wrote else min(max(2 * rest, SHARE * taken), LONGEST_REST)
             wrote = bool(mended)

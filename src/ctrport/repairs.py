@@ -43,13 +43,17 @@ class Repairs:
         self._count = 0
         self._last: dict[str, Any] | None = None
 
-    def note(self, thing: str, what: str, process: str, seconds: float) -> None:
-        """Take in a repair and tell of it: what was wrong, who did it, how long putting it right took."""
+    def note(self, thing: str, what: str, process: str, seconds: float, *, spell: float = 0.0) -> None:
+        """Take in a repair and tell of it: what was wrong, who did it, how long putting it right took.
+
+        In peace, repairs of one damage that begin within a `spell` are one: of something done in many steps.
+        """
         self._count += 1
         self._last = {"at": time.time(), "what": what, "process": process, "seconds": round(seconds, 3)}
         log.warning("%s: %s; put right in %.0f ms", process, what, 1000 * seconds)
         self._make_peace()
-        begun = [self._enter((thing, damage), limit, process) for damage, limit in ((what, OFTEN), ("", MANY))]
+        limits = (what, OFTEN), ("", MANY)
+        begun = [self._enter((thing, damage), limit, process, spell) for damage, limit in limits]
         if any(begun):
             log.warning(
                 "%s undoes again and again what published ports need (%s): from now on it is put right after a "
@@ -74,11 +78,13 @@ class Repairs:
         fighting = {thing: record.against for (thing, _), record in self._records.items() if record.pause}
         return {"repairs": self._count, "last_repair": self._last, "fighting": fighting}
 
-    def _enter(self, name: tuple[str, str], limit: int, process: str) -> bool:
+    def _enter(self, name: tuple[str, str], limit: int, process: str, spell: float) -> bool:
         """Enter a repair; says whether a fight has begun with it."""
         record = self._records.setdefault(name, _Record(limit, deque(maxlen=limit + 1)))
-        record.lately.append(self._clock())
         record.against = process
+        if record.lately and not record.pause and self._clock() - record.lately[-1] < spell:
+            return False
+        record.lately.append(self._clock())
         if record.pause:
             record.pause = min(2 * record.pause, PAUSES[1])
             return False

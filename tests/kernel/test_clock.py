@@ -22,11 +22,10 @@ import pytest
 from ctrport import control
 from ctrport.config import Settings
 from ctrport.errors import ConflictError
-from lab import connect, until
+from lab import until
 from soak.answers import ECHO_PORT
 from soak.load import _seconds_of_processor
 from soak.stage import Stage, add
-from soak.world import HOST4
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,15 +78,6 @@ def start(stage: Stage, name: str, publish: str, place: int = 0) -> Key:
     return stage.do(act)
 
 
-def echoes(stage: Stage, port: int) -> bool:
-    try:
-        with connect(stage.lab.remote, HOST4, port) as connection:
-            connection.socket.sendall(b"hello\n")
-            return connection.socket.recv(100) == b"hello\n"
-    except OSError:
-        return False
-
-
 def right(stage: Stage) -> bool:
     """Say whether the kernel holds what the containers that run ask for."""
     found, _, _ = stage.converged()
@@ -134,7 +124,7 @@ def test_jumps(stage: Stage, clock: Clock, jump: int):
             mark = len(stage.log)
             start(stage, f"after{number}", f"{8000 + number}:{ECHO_PORT}", number)
             assert right(stage)
-            assert [echoes(stage, 8000 + n) for n in range(number + 1)] == [True] * (number + 1)
+            assert [stage.echoes(8000 + n) for n in range(number + 1)] == [True] * (number + 1)
             assert time.strftime("\n%Y-%m-%d", time.localtime(time.time() + now)) in stage.log[mark - 1 :]
 
             began, made, used = time.monotonic(), passes(stage), _seconds_of_processor(pid)
@@ -183,7 +173,7 @@ def test_a_jump_while_a_call_waits(stage: Stage, clock: Clock, jump: int):
         until(lambda: "gave no answer within 4 s" in stage.log, within=LONG, what="the deadline")
         start(stage, "late", f"8001:{ECHO_PORT}", 1)
         assert right(stage)
-        assert echoes(stage, 8001)
+        assert stage.echoes(8001)
 
 
 @pytest.mark.parametrize("operation", ["publish", "reserve"])
@@ -211,7 +201,7 @@ def test_nobody_takes_a_port_by_a_clock_that_was_set_back(stage: Stage, clock: C
                 wish(port)
         assert right(stage)
         wish(8003)
-        assert [echoes(stage, 8000 + n) for n in range(3)] == [True] * 3
+        assert [stage.echoes(8000 + n) for n in range(3)] == [True] * 3
 
 
 def test_the_port_is_for_who_connects_first(stage: Stage, clock: Clock):

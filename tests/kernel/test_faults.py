@@ -15,7 +15,7 @@ import pytest
 from ctrport.containerd.pb import api_pb2 as api
 from ctrport.containerd.pb import events_pb2 as ev
 from ctrport.errors import HostError, KernelError
-from lab import REFUSED, connect, until
+from lab import REFUSED, until
 from passes import Writer, writing
 from soak.answers import ECHO_PORT
 from soak.stage import Stage, add
@@ -49,15 +49,6 @@ def _start(fake: FakeContainerd, name: str, publish: str, pid: int) -> Key:
     return key
 
 
-def echoes(stage: Stage, port: int) -> bool:
-    try:
-        with connect(stage.lab.remote, HOST4, port) as connection:
-            connection.socket.sendall(b"hello\n")
-            return connection.socket.recv(100) == b"hello\n"
-    except OSError:
-        return False
-
-
 def right(stage: Stage) -> bool:
     """Say whether the kernel holds what the containers that run ask for."""
     found, _, _ = stage.converged(within=10)
@@ -83,7 +74,7 @@ def test_events_that_lie(stage: Stage):
     assert right(stage)
     stage.do(lie)
     assert right(stage)
-    assert [echoes(stage, 8000 + n) for n in range(6)] == [True] * 3 + [False] * 3
+    assert [stage.echoes(8000 + n) for n in range(6)] == [True] * 3 + [False] * 3
 
 
 def test_events_that_get_lost(stage: Stage):
@@ -101,7 +92,7 @@ def test_events_that_get_lost(stage: Stage):
 
     stage.do(lose)
     assert right(stage)
-    assert [echoes(stage, port) for port in (8000, 8001, 8002, 8010)] == [False, False, True, True]
+    assert [stage.echoes(port) for port in (8000, 8001, 8002, 8010)] == [False, False, True, True]
 
 
 def test_a_socket_that_goes_and_comes(stage: Stage):
@@ -118,10 +109,10 @@ def test_a_socket_that_goes_and_comes(stage: Stage):
     until(lambda: "a pass failed" in stage.log, what="a pass")
     stage.do(lambda fake: fake.exit(web))
     start(stage, "new", f"8002:{ECHO_PORT}", 2)
-    assert [echoes(stage, 8000 + n) for n in range(3)] == [True, True, False]
+    assert [stage.echoes(8000 + n) for n in range(3)] == [True, True, False]
     stage.start_containerd()
     assert right(stage)
-    assert [echoes(stage, 8000 + n) for n in range(3)] == [False, True, True]
+    assert [stage.echoes(8000 + n) for n in range(3)] == [False, True, True]
 
 
 def test_a_table_of_our_name_that_another_process_owns(stage: Stage):
@@ -135,10 +126,10 @@ def test_a_table_of_our_name_that_another_process_owns(stage: Stage):
     owner.stdin.write(b"delete table inet ctrport; add table inet ctrport { flags owner; }\n")
     owner.stdin.flush()
     until(lambda: "Operation not permitted" in stage.log, within=30, what="the watcher's word")
-    assert not echoes(stage, 8000)
+    assert not stage.echoes(8000)
     owner.stdin.close()
     owner.wait(10)
-    until(lambda: echoes(stage, 8000), within=90, what="the port")
+    until(lambda: stage.echoes(8000), within=90, what="the port")
     assert right(stage)
 
 
@@ -152,11 +143,11 @@ def test_a_container_that_hangs(stage: Stage):
     stage.do(lambda fake: fake.exit(other))
     start(stage, "late", f"8002:{ECHO_PORT}", 2)
     assert right(stage)
-    assert [echoes(stage, port) for port in (8000, 8001, 8002)] == [True, False, True]
+    assert [stage.echoes(port) for port in (8000, 8001, 8002)] == [True, False, True]
     stage.do(lambda fake: fake.exit(hanging))
     stage.fake.silent.clear()
     assert right(stage)
-    assert not echoes(stage, 8000)
+    assert not stage.echoes(8000)
 
 
 def test_a_namespace_that_vanishes(stage: Stage):
@@ -167,8 +158,8 @@ def test_a_namespace_that_vanishes(stage: Stage):
     assert right(stage)
     # What containerd still says of a process that is no more: 4194304 is above every pid_max.
     stage.do(lambda fake: fake.processes[gone].MergeFrom(api.Process(pid=4194304)))
-    until(lambda: not echoes(stage, 8000), what="the end of the port")
-    assert echoes(stage, 8001)
+    until(lambda: not stage.echoes(8000), what="the end of the port")
+    assert stage.echoes(8001)
     stage.do(lambda fake: fake.exit(gone))
     assert right(stage)
 
@@ -179,7 +170,7 @@ def test_thousands_of_containers_that_ask_for_nothing(stage: Stage):
     start(stage, "web", f"8000:{ECHO_PORT}")
     stage.watch()
     assert right(stage)
-    assert echoes(stage, 8000)
+    assert stage.echoes(8000)
     assert stage.fake.calls["tasks_get"] < 10
 
 
@@ -267,7 +258,7 @@ def test_the_watcher_tries_again(stage: Stage):
     switch = stage.directory / "fail"
     switch.write_text("5")
     start(stage, "web", f"8000:{ECHO_PORT}")
-    until(lambda: echoes(stage, 8000), within=30, what="the port")
+    until(lambda: stage.echoes(8000), within=30, what="the port")
     assert right(stage)
     pauses = [line.split("next try in ")[1].split(" s")[0] for line in stage.log.splitlines() if "next try" in line]
     assert pauses == [f"{0.1 * 2**n:.1f}" for n in range(len(pauses))]

@@ -184,6 +184,18 @@ def test_chains_that_drop_nothing_of_ours_are_left_alone(site: FilteredSite):
     assert site.rules() == before
 
 
+def test_what_firewalld_closes_while_it_loads_its_rules_stays_closed(site: FilteredSite):
+    """The table by which a reload keeps new connections out is no finding, and gets no rule."""
+    site.host.nft(
+        "table inet firewalld_policy_drop { chain filter_forward {\n"
+        "type filter hook forward priority 9; policy drop; ct state established,related accept; }; }"
+    )
+    site.ensure()
+    before = site.rules()
+    assert site.ensure(adjust_nftables=True) == site.diagnose() == []
+    assert site.rules() == before
+
+
 # --------------------------------------------------------------------------------------------- the operator's table
 
 

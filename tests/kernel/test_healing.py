@@ -226,6 +226,7 @@ def test_the_way_through_other_firewalls(behind: Iptables | FirewalldEnabled):
             within=LONG,
             what="the way out of a container",
         )
+        assert "drops forwarded packets" not in site.watcher.log[mark:], "a passing state is no advice"
 
 
 def test_a_state_directory_that_is_removed(site: ContractSite):

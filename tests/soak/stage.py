@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ctrport.containerd.pb import api_pb2 as api
 from ctrport.model.workload import Key
 from fakes import FakeContainerd, spec
-from lab import DIRECTORY, Lab, Netns
+from lab import DIRECTORY, Lab, Netns, connect
 from soak import kernel
 from soak.answers import Answerer
 from soak.wanted import Container, Mapping, mappings
+from soak.world import HOST4
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -191,6 +192,15 @@ class Stage:
             if not found or took > within:
                 return found, granted, took
             time.sleep(every)
+
+    def echoes(self, port: int) -> bool:
+        """Say whether the echo of a container answers the remote machine on a port of the host."""
+        try:
+            with connect(self.lab.remote, HOST4, port) as connection:
+                connection.socket.sendall(b"hello\n")
+                return connection.socket.recv(100) == b"hello\n"
+        except OSError:
+            return False
 
     def stray(self) -> list[str]:
         """Say what is left of reservations that nobody holds any more."""

@@ -85,6 +85,23 @@ def test_a_fight_over_one_damage_pauses_no_other(repairs: Repairs):
     assert repairs.pause("table", "published4 lacked tcp . 1") == 0.0
 
 
+def test_what_is_done_in_many_steps_counts_as_one(repairs: Repairs, clock: Clock):
+    """Repairs within a spell are one; whoever goes on from spell to spell fights all the same."""
+    for _ in range(2):  # two reloads in ten steps each
+        for _ in range(10):
+            repairs.note("firewalls", "our part was missing", "iptables (pid 811)", 0.05, spell=1.0)
+            clock.now += 0.2
+        clock.now += 1
+    assert repairs.pause("firewalls") == 0.0
+    found = []
+    for _ in range(60):
+        repairs.note("firewalls", "our part was missing", "iptables (pid 811)", 0.05, spell=1.0)
+        found.append(repairs.pause("firewalls"))
+        clock.now += found[-1] or 0.1
+    assert 0.0 in found
+    assert found[-1] == PAUSES[1]
+
+
 def test_what_others_are_told(repairs: Repairs):
     """The number of repairs and the last one, as plain data."""
     assert repairs.to_json() == {"repairs": 0, "last_repair": None, "fighting": {}}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctrport.errors import HostError
+from ctrport.host import pseudo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,18 +30,9 @@ IP6_FORWARDING = "net/ipv6/conf/all/forwarding"
 def read(name: str) -> str | None:
     """Give a setting's value, None when this kernel has none of that name."""
     try:
-        descriptor = os.open(f"{PROC}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        return pseudo.read(f"{PROC}/{name}").decode("ascii").strip()
     except OSError:
         return None
-    try:
-        parts = []
-        while part := os.read(descriptor, 1 << 16):  # some are looked at all the time: `open` asks twice as much
-            parts.append(part)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return b"".join(parts).decode("ascii").strip()
 
 
 def spelled(name: str) -> str:

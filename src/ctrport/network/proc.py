@@ -13,6 +13,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ctrport.host import pseudo
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -229,15 +231,8 @@ def _longest(routes: Iterable[Route], address: IPv4Address | IPv6Address) -> str
 
 def _text(directory: int, name: str, *, optional: bool = False) -> str:
     try:
-        descriptor = os.open(name, os.O_RDONLY, dir_fd=directory)
+        return pseudo.read(name, directory).decode("utf-8", "replace")
     except FileNotFoundError:
         if optional:  # a kernel without IPv6
             return ""
         raise
-    try:
-        parts = []
-        while part := os.read(descriptor, 1 << 16):  # `open` would ask seven things about the file first
-            parts.append(part)
-    finally:
-        os.close(descriptor)
-    return b"".join(parts).decode("utf-8", "replace")

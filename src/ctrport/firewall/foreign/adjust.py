@@ -106,7 +106,9 @@ def ensure(
         return []
     found: list[Obstacle | None] = []
     step = partial(_attempt, found, mended=mended)
-    chains = _forward_chains(found)
+    # Its manager may change such a table all day (kube-proxy), or need the processor now (a reload of firewalld).
+    is_managed = touched is not None and all(table.split()[-1] in native.MANAGED for table in touched)
+    chains = [] if is_managed else _forward_chains(found)
     if touched is None or hook.ADDRESS in touched:
         step(f"table {hook.ADDRESS}", partial(hook.ensure, config.mark))
     if touched is None or any(table.endswith(" firewalld") for table in touched):

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FAMILIES = ("ip", "ip6", "inet")
 # Tables with a manager of their own, which would undo what we write there, or trip over it.
-MANAGED = ("ctrport", "ctrport-user", "firewalld", "docker-bridges", "kube-proxy", "netavark", "cni_hostport")
+# firewalld_policy_drop is there while firewalld loads its rules anew, and keeps every new connection out till then.
+MANAGED = (
+    *("ctrport", "ctrport-user", "firewalld", "firewalld_policy_drop"),
+    *("docker-bridges", "kube-proxy", "netavark", "cni_hostport"),
+)
 COMMENT = "ctrport: "  # how our rules in other people's chains begin
 HARMLESS = frozenset({"counter", "log"})  # beside a verdict
 
