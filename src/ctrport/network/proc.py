@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ctrport.host import pseudo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 # include/uapi/linux/if_addr.h: not usable (yet) as a target. TENTATIVE, DADFAILED, DEPRECATED, and TEMPORARY.
 UNUSABLE = 0x40 | 0x08 | 0x20 | 0x01
@@ -83,39 +84,26 @@ class Process(NamedTuple):
 
 def read(pid: int | str = "thread-self") -> NetworkNamespace:
     """Read the namespace of a process. OSError when the process is gone."""
-    directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _directory(pid) as directory:
         return _namespace(directory)
-    finally:
-        os.close(directory)
 
 
 def read_process(pid: int) -> Process | None:
     """Read a process, None when it is gone."""
     try:
-        directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+        with _directory(pid) as directory:
+            return Process(_namespace(directory), _started(directory))
     except OSError:
         return None
-    try:
-        return Process(_namespace(directory), _started(directory))
-    except OSError:
-        return None
-    finally:
-        os.close(directory)
 
 
 def started(pid: int) -> float | None:
     """Give when a process was started at the latest, by the clock of `uptime`; None when it is gone."""
     try:
-        directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+        with _directory(pid) as directory:
+            return _started(directory)
     except OSError:
         return None
-    try:
-        return _started(directory)
-    except OSError:
-        return None
-    finally:
-        os.close(directory)
 
 
 def uptime() -> float:
@@ -130,6 +118,15 @@ def uptime_at(nanoseconds: int) -> float | None:
     """
     age = time.time() - nanoseconds / 1e9
     return uptime() - age if 0 <= age <= RECENT else None
+
+
+@contextmanager
+def _directory(pid: int | str) -> Iterator[int]:
+    directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
 
 
 def _started(directory: int) -> float:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from ctrport.firewall.foreign import programs, trace
 from ctrport.firewall.foreign.obstacle import Obstacle
 from ctrport.firewall.foreign.trace import OURS
+from ctrport.host import pseudo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,7 +81,7 @@ def legacy_families(table: str) -> list[str]:
     found = []
     for family in ("ip", "ip6"):
         try:
-            names = (PROC_NET / f"{family}_tables_names").read_text("ascii").split()
+            names = pseudo.read(f"{PROC_NET}/{family}_tables_names").decode("ascii").split()
         except OSError:  # a kernel without them
             continue
         if table in names:
