@@ -24,8 +24,8 @@ from ctrport.host import sysctl
 from ctrport.network import netns, proc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from ipaddress import IPv4Address, IPv6Address
+    from collections.abc import Iterable, Iterator
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
     from ctrport.network.networks import Network
 
@@ -38,10 +38,10 @@ DEFAULT_MTU = 1500
 
 def ensure_bridge(network: Network) -> None:
     """Make a network's bridge, with its gateway addresses, if it is not there."""
-    from pyroute2 import IPRoute  # noqa: PLC0415 - see the module's docstring
-
     if _is_complete(network):
         return
+    from pyroute2 import IPRoute  # noqa: PLC0415 - see the module's docstring
+
     with _errors(f"make the bridge {network.bridge}"), IPRoute() as ip:
         if _index(network.bridge) is None:
             with _passing_over(errno.EEXIST):
@@ -54,18 +54,17 @@ def ensure_bridge(network: Network) -> None:
                 )
         index = socket.if_nametoindex(network.bridge)
         _refuse_advertisements(network.bridge)
-        _add_address(ip, index, network.gateway4, network.ipv4.prefixlen)
-        if network.ipv6 and network.gateway6 and _takes_ipv6(network.bridge):
-            _add_address(ip, index, network.gateway6, network.ipv6.prefixlen)
+        for gateway, subnet in _gateways(network):
+            _add_address(ip, index, gateway, subnet.prefixlen)
         ip.link("set", index=index, state="up")
 
 
 def remove_link(name: str) -> bool:
     """Remove an interface of the host; says whether there was one."""
-    from pyroute2 import IPRoute  # noqa: PLC0415
-
     if (index := _index(name)) is None:
         return False
+    from pyroute2 import IPRoute  # noqa: PLC0415
+
     # ENODEV: its peer's namespace is just going, and takes it along.
     with _errors(f"remove the interface {name}"), IPRoute() as ip, _passing_over(errno.ENODEV):
         ip.link("del", index=index)
@@ -180,14 +179,16 @@ def _configure(network: Network, ipv4: IPv4Address) -> None:
 
 def _is_complete(network: Network) -> bool:
     """Whether a bridge is up with all its addresses: a route to its subnet goes by it only then."""
-    if _index(network.bridge) is None:
-        return False
     here = proc.read()
     reached = {route.network for route in here.routes if route.interface == network.bridge and not route.gateway}
-    there = network.ipv4 in reached and network.gateway4 in here.addresses
-    if not (network.ipv6 and network.gateway6 and _takes_ipv6(network.bridge)):
-        return there
-    return there and network.ipv6 in reached and network.gateway6 in here.addresses
+    return all(subnet in reached and gateway in here.addresses for gateway, subnet in _gateways(network))
+
+
+def _gateways(network: Network) -> Iterator[tuple[IPv4Address | IPv6Address, IPv4Network | IPv6Network]]:
+    """Give the addresses that a bridge has, each with its subnet; of IPv6 only where the bridge may have it."""
+    yield network.gateway4, network.ipv4
+    if network.ipv6 and network.gateway6 and _takes_ipv6(network.bridge):
+        yield network.gateway6, network.ipv6
 
 
 def _index(name: str) -> int | None:
