@@ -8,6 +8,7 @@ the request waits, or takes the next port of its pool.
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from ctrport.firewall import ruleset
@@ -83,15 +84,14 @@ class Claims:
         if self._reservation is None:
             return changes
         latest = changes
-        try:
+        with ExitStack() as undo:
+            undo.callback(lambda: ledger.give_back(changes))  # given out and not tried: the next attempt's first
             while holders := self._reservation.update(latest):
                 for holder in holders:
                     ledger.take(holder)
                 latest = merged(ledger.settle())
                 changes = merged([*changes, *latest])
-        except BaseException:
-            ledger.give_back(changes)  # given out and not tried: the next attempt begins with them
-            raise
+            undo.pop_all()
         return changes
 
 
