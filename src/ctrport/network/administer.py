@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ctrport.errors import ConflictError
@@ -28,11 +29,10 @@ def create(root: Path, wish: Wish) -> Network:
         ipv6=networks.has_ipv6(),
     )
     networks.save(root, network)
-    try:
+    with ExitStack() as undo:
+        undo.callback(_take_back, root, network)
         links.ensure_bridge(network)
-    except BaseException:
-        _take_back(root, network)
-        raise
+        undo.pop_all()
     return network
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,11 +33,10 @@ def create(name: str) -> Path:
     _share_directory()
     path.unlink(missing_ok=True)  # a plain file is what a reboot leaves
     path.touch(mode=0o000, exist_ok=False)
-    try:
+    with ExitStack() as undo:
+        undo.callback(path.unlink, missing_ok=True)
         _in_thread(lambda: _unshare_onto(path))
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        undo.pop_all()
     return path
 
 
@@ -86,19 +86,9 @@ def _share_directory() -> None:
 
 
 def _in_thread(work: Callable[[], None]) -> None:
-    failures: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - handed on to the caller below, whatever it is
-            failures.append(error)
-
-    thread = threading.Thread(target=body, name="ctrport-netns")
-    thread.start()
-    thread.join()
-    for failure in failures:
-        raise failure
+    """Run a function in a thread that ends with it: nobody else may be where it has moved to."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ctrport-netns") as pool:
+        pool.submit(work).result()
 
 
 def _call(name: str, *arguments: object) -> None:
