@@ -19,7 +19,7 @@ NOTICE_PATIENCE = 2.0  # seconds for containerd to take note of an exit
 
 
 class Inquiry:
-    """Questions of `run`, `port` and `ps`, and the one change that ctr has no option for."""
+    """Questions of `run`, `port` and `ps`, and what ctr has no option for, or does worse."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -50,6 +50,10 @@ class Inquiry:
         """Replace the OCI spec."""
         await self._client.set_spec(Key(*container), spec)
         return {}
+
+    async def start(self, container: list[str], streams: Json) -> Json:
+        """Start a container's task with these streams, see `Client.start_task`; gives its pid."""
+        return {"pid": await self._client.start_task(Key(*container), **streams)}
 
     async def check(self, container: list[str]) -> Json:
         """Raise NotFoundError unless there is a container."""

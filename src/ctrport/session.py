@@ -67,6 +67,7 @@ class Session:
             "prospect": service.inquiry.prospect,
             "spec": service.inquiry.spec,
             "set_spec": service.inquiry.set_spec,
+            "start": service.inquiry.start,
             "runs": service.inquiry.runs,
             "check": service.inquiry.check,
             "containers": service.inquiry.containers,

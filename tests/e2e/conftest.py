@@ -21,6 +21,8 @@ from program import Cli, Watcher
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from terminal import Terminal
+
 
 FETCH = Path(__file__).parents[2] / "scripts" / "fetch-debian"
 
@@ -116,3 +118,12 @@ def watched(ctrport: Cli, watcher: Watcher) -> Cli:
     """Give the program beside a running watcher."""
     assert watcher.running
     return ctrport
+
+
+@pytest.fixture
+def terminals() -> Iterator[list[Terminal]]:
+    """Give a list for terminals that are to be closed at the end."""
+    opened: list[Terminal] = []
+    yield opened
+    for each in opened:
+        each.close()

@@ -178,16 +178,26 @@ def test_each_change_is_one_update(watched: Cli, watcher: Watcher, lab: Lab):
     path = watched.directory / "events"
     with path.open("wb") as output:
         events = lab.host.popen("ctr", "--address", watched.containerd.address, "events", stdout=output)
+
+    def updates() -> int:
+        return path.read_text().count("/containers/update")
+
+    def subscribed() -> bool:
+        watched.containerd.ctr("containers", "label", name, "of=the test's own")
+        return updates() > 0
+
     try:
-        time.sleep(0.5)
-        mark = len(watcher.log)
+        until(subscribed, what="an event of the test's own")
+        time.sleep(0.5)  # for more of those
+        mark, before = len(watcher.log), updates()
         watched("publish", name, "8080:80", check=True)
         watched("unpublish", name, "8080:80", check=True)
-        time.sleep(1.0)
+        until(lambda: updates() >= before + 2, what="both updates")
+        time.sleep(1.0)  # in which a third one would come
     finally:
         events.kill()
         events.wait(5)
-    assert path.read_text().count("/containers/update") == 2
+    assert updates() == before + 2
     path.unlink()
     changes = [line.split(maxsplit=3)[-1].split()[0] for line in watcher.log[mark:].splitlines()]
     assert changes == ["published", "unpublished"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lab import http_get, until
+from lab import http_get
 
 if TYPE_CHECKING:
     from program import Cli, Watcher
@@ -62,11 +62,11 @@ def test_a_shim_that_hangs_keeps_its_ports(ctrport: Cli, watcher: Watcher):
 def test_stop_leaves_a_foreground_run_its_exit_code(ctrport: Cli):
     """`ctrport stop` ends a foreground container with the code that the container gave."""
     name = ctrport.containerd.unique("fg")
-    script = "trap 'exit 7' TERM; while :; do sleep 0.05; done"
+    script = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done"
     command = ("run", "--rm", "--name", name, ctrport.containerd.image, "sh", "-c", script)
     run = ctrport.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(lambda: f"{name} " in ctrport.containerd.ctr("tasks", "list"), what="the task")
-    time.sleep(0.3)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "ready\n"
     ctrport("stop", name, check=False)
     output = run.communicate(timeout=20)
     assert run.returncode == 7, output

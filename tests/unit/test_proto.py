@@ -42,6 +42,23 @@ GOLDEN = {
         api.Process(id="w", pid=300, status=api.PAUSED, terminal=True, exit_status=7),
         b"\x12\x01w\x18\xac\x02\x20\x04\x40\x01\x48\x07",
     ),
+    "create task": (
+        api.CreateTaskRequest(
+            container_id="w",
+            rootfs=[api.Mount(type="overlay", source="s", options=["ro"])],
+            stdin="i",
+            stdout="o",
+            stderr="e",
+            terminal=True,
+        ),
+        b"\x0a\x01w" + b"\x1a\x10\x0a\x07overlay\x12\x01s\x22\x02ro" + b"\x22\x01i\x2a\x01o\x32\x01e\x38\x01",
+    ),
+    "task created": (api.CreateTaskResponse(container_id="w", pid=5), b"\x0a\x01w\x10\x05"),
+    "start task": (api.StartRequest(container_id="w"), b"\x0a\x01w"),
+    "task started": (api.StartResponse(pid=5), b"\x08\x05"),
+    "task ended": (api.WaitResponse(exit_status=137), b"\x08\x89\x01"),
+    "close": (api.CloseIORequest(container_id="w", stdin=True), b"\x0a\x01w\x18\x01"),
+    "resize": (api.ResizePtyRequest(container_id="w", width=80, height=24), b"\x0a\x01w\x18\x50\x20\x18"),
     "kill": (api.KillRequest(container_id="w", signal=9, all=True), b"\x0a\x01w\x18\x09\x20\x01"),
     "task deleted": (
         api.DeleteTaskResponse(id="w", pid=5, exit_status=137),

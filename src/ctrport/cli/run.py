@@ -3,6 +3,7 @@
 Without `from __future__ import annotations`: typer would evaluate the text of each annotation four times.
 """
 
+import sys
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Annotated
@@ -107,6 +108,8 @@ def run(
         ctr_args=tuple(ctr_arg or ()),
     )
     wanted.check()
+    if interactive and tty and not detach and not dry_run and not (sys.stdin and sys.stdin.isatty()):
+        raise InputError("-i -t: standard input is not a terminal", hint="leave out -t")
     if dry_run:
         _dry_run(context.obj, wanted)
         return

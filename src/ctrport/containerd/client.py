@@ -8,6 +8,7 @@ exist, and HostError when this user may not open the socket.
 from __future__ import annotations
 
 import json
+import math
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,11 +23,16 @@ from ctrport.errors import ContainerdError, NotFoundError
 from ctrport.model.annotations import CRI_KIND, CRI_NAMESPACE, exposed_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import os
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ctrport.model.annotations import Exposed
     from ctrport.model.workload import Container, Key, Task
+
+# Seconds for runc to make a container, and for it to start one: a busy disk takes long. Both together are less
+# than what a command waits for the watcher (control.PATIENCE).
+START_TIMEOUT = 25.0
 
 
 class Client:
@@ -143,12 +149,7 @@ class Client:
 
         Empty when its snapshotter gives none (a block device).
         """
-        record = await self._record(key)
-        request = api.SnapshotMountsRequest(snapshotter=record.snapshotter, key=record.snapshot_key)
-        answer = await self.rpc.unary(
-            methods.SNAPSHOT_MOUNTS, request, f"find the root filesystem of {key}", namespace=key.namespace
-        )
-        return [path for mount in answer.mounts for path in decode.mount_directories(mount)]
+        return [path for mount in await self._mounts(key) for path in decode.mount_directories(mount)]
 
     # --- tasks ---
 
@@ -168,6 +169,49 @@ class Client:
         what = f"list the tasks of namespace {namespace}"
         answer = await self.rpc.unary(methods.LIST_TASKS, api.ListTasksRequest(), what, namespace=namespace)
         return {process.id: decode.task(process) for process in answer.tasks}
+
+    async def start_task(
+        self, key: Key, *, stdin: str = "", stdout: str = "", stderr: str = "", terminal: bool = False
+    ) -> int:
+        """Create a container's task and start it; give its pid.
+
+        The streams are paths of named pipes with somebody at their other ends, or `file:///...`; none when empty.
+        Raises NotFoundError. When it raises, there may be a task that has to be deleted.
+        """
+        request = api.CreateTaskRequest(
+            container_id=key.id,
+            rootfs=await self._mounts(key),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            terminal=terminal,
+        )
+        what, timeout = f"start container {key.id}", max(START_TIMEOUT, self.rpc.timeout)
+        await self.rpc.unary(methods.CREATE_TASK, request, what, namespace=key.namespace, timeout=timeout)
+        start = api.StartRequest(container_id=key.id)
+        answer = await self.rpc.unary(methods.START_TASK, start, what, namespace=key.namespace, timeout=timeout)
+        return answer.pid
+
+    async def wait(self, key: Key) -> int:
+        """Wait, however long, until the task's first process has ended; give its exit status.
+
+        Raises NotFoundError when there is no task, ContainerdError when containerd goes away meanwhile.
+        """
+        request = api.WaitRequest(container_id=key.id)
+        what = f"wait for {key}"
+        answer = await self.rpc.unary(methods.WAIT_TASK, request, what, namespace=key.namespace, timeout=math.inf)
+        return answer.exit_status
+
+    async def close_stdin(self, key: Key) -> None:
+        """End a task's standard input, once what is on the way has been read. Raises NotFoundError."""
+        request = api.CloseIORequest(container_id=key.id, stdin=True)
+        await self.rpc.unary(methods.CLOSE_IO, request, f"end the input of {key}", namespace=key.namespace)
+
+    async def resize(self, key: Key, size: os.terminal_size) -> None:
+        """Tell a task the size of its terminal. Raises NotFoundError."""
+        request = api.ResizePtyRequest(container_id=key.id, width=size.columns, height=size.lines)
+        what = f"set the size of the terminal of {key}"
+        await self.rpc.unary(methods.RESIZE_PTY, request, what, namespace=key.namespace)
 
     async def kill(self, key: Key, signal: int, *, all_processes: bool = False) -> None:
         """Send a signal to the task's first process or all of them.
@@ -218,6 +262,16 @@ class Client:
             methods.GET_CONTAINER, request, f"look at container {key}", namespace=key.namespace
         )
         return answer.container
+
+    async def _mounts(self, key: Key) -> Sequence[api.Mount]:
+        """Give what makes up a container's root filesystem; nothing when it is a directory of the host."""
+        record = await self._record(key)
+        if not record.snapshot_key:
+            return ()
+        request = api.SnapshotMountsRequest(snapshotter=record.snapshotter, key=record.snapshot_key)
+        what = f"find the root filesystem of {key}"
+        answer = await self.rpc.unary(methods.SNAPSHOT_MOUNTS, request, what, namespace=key.namespace)
+        return answer.mounts
 
     async def _update(self, key: Key, record: api.Container, paths: list[str], verb: str) -> None:
         if not paths:

@@ -55,6 +55,11 @@ DELETE_CONTAINER: Final = Method(f"{_S}.containers.v1.Containers/Delete", api.De
 
 GET_TASK: Final = Method(f"{_S}.tasks.v1.Tasks/Get", api.GetTaskRequest, api.GetTaskResponse)
 LIST_TASKS: Final = Method(f"{_S}.tasks.v1.Tasks/List", api.ListTasksRequest, api.ListTasksResponse)
+CREATE_TASK: Final = Method(f"{_S}.tasks.v1.Tasks/Create", api.CreateTaskRequest, api.CreateTaskResponse)
+START_TASK: Final = Method(f"{_S}.tasks.v1.Tasks/Start", api.StartRequest, api.StartResponse)
+WAIT_TASK: Final = Method(f"{_S}.tasks.v1.Tasks/Wait", api.WaitRequest, api.WaitResponse)
+CLOSE_IO: Final = Method(f"{_S}.tasks.v1.Tasks/CloseIO", api.CloseIORequest, Empty)
+RESIZE_PTY: Final = Method(f"{_S}.tasks.v1.Tasks/ResizePty", api.ResizePtyRequest, Empty)
 KILL_TASK: Final = Method(f"{_S}.tasks.v1.Tasks/Kill", api.KillRequest, Empty)
 DELETE_TASK: Final = Method(f"{_S}.tasks.v1.Tasks/Delete", api.DeleteTaskRequest, api.DeleteTaskResponse)
 
@@ -77,7 +82,7 @@ PUBLISH: Final = Method(f"{_S}.events.v1.Events/Publish", ev.PublishRequest, Emp
 
 METHODS: Final[tuple[Method[Any, Any], ...]] = (
     GET_CONTAINER, LIST_CONTAINERS, UPDATE_CONTAINER, DELETE_CONTAINER,
-    GET_TASK, LIST_TASKS, KILL_TASK, DELETE_TASK,
+    GET_TASK, LIST_TASKS, CREATE_TASK, START_TASK, WAIT_TASK, CLOSE_IO, RESIZE_PTY, KILL_TASK, DELETE_TASK,
     LIST_NAMESPACES, VERSION,
     GET_IMAGE, READ_CONTENT, SNAPSHOT_MOUNTS, REMOVE_SNAPSHOT,
     SUBSCRIBE, PUBLISH,

@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import errno
+import math
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,11 +67,20 @@ class Rpc:
         if channel is not None:
             await channel.close()
 
-    async def unary(self, method: Method[Q, R], request: Q, what: str, *, namespace: str | None = None) -> R:
+    async def unary(
+        self,
+        method: Method[Q, R],
+        request: Q,
+        what: str,
+        *,
+        namespace: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - gRPC's deadline, which containerd learns of
+    ) -> R:
         """Call `method`; `what` completes the sentence "cannot ...".
 
-        Raises NotFoundError, HostError or ContainerdError.
+        `timeout` replaces the connection's; infinity is none. Raises NotFoundError, HostError or ContainerdError.
         """
+        limit = self.timeout if timeout is None else timeout
         channel, wait = self._connected(what)
         call = channel.unary_unary(
             method.path,
@@ -79,10 +89,13 @@ class Rpc:
         )
         try:
             response: R = await call(
-                request, timeout=self.timeout, metadata=_metadata(namespace), wait_for_ready=wait
+                request,
+                timeout=None if limit == math.inf else limit,
+                metadata=_metadata(namespace),
+                wait_for_ready=wait,
             )
         except grpc.aio.AioRpcError as error:
-            raise self._failure(error, what) from error
+            raise self._failure(error, what, limit) from error
         return response
 
     async def stream(
@@ -110,7 +123,7 @@ class Rpc:
             async for response in call:
                 yield response
         except grpc.aio.AioRpcError as error:
-            raise self._failure(error, what) from error
+            raise self._failure(error, what, self.timeout) from error
         finally:
             call.cancel()
 
@@ -149,10 +162,10 @@ class Rpc:
                 message = f"cannot {what}: no containerd at {self.path} ({reason})"
                 raise ContainerdError(message, hint=_START_HINT) from error
 
-    def _failure(self, error: grpc.aio.AioRpcError, what: str) -> NotFoundError | ContainerdError:
+    def _failure(self, error: grpc.aio.AioRpcError, what: str, limit: float) -> NotFoundError | ContainerdError:
         code: str = error.code().name
         if code == "DEADLINE_EXCEEDED":
-            message = f"cannot {what}: containerd at {self.path} gave no answer within {self.timeout:g} s"
+            message = f"cannot {what}: containerd at {self.path} gave no answer within {limit:g} s"
             return ContainerdError(message, hint="does `ctr version` answer? See containerd's log")
         details = error.details() or "no details"
         message = f"cannot {what}: containerd at {self.path} answered {code}: {details}"

@@ -14,7 +14,7 @@ from ctrport.model.grants import BY_POLICY
 from ctrport.model.ledger import Ledger
 from ctrport.model.workload import Endpoint, Key, Workload
 from ctrport.network import files, networks
-from ctrport.run import names, translate
+from ctrport.run import names, task, translate
 
 if TYPE_CHECKING:
     from ctrport.config import Settings
@@ -39,7 +39,7 @@ def script(settings: Settings, options: Options) -> str:
     image = options.image if options.rootfs else names.full_reference(options.image)
     key = Key(settings.namespace, names.check_identifier("the name", name))
     where = files.directory(settings.root, key)
-    log = where / "output.log" if options.detach and not options.tty else None
+    log = task.log_of(where) if options.detach and not options.tty else None
     netns = f"/run/netns/ctrport-{name}" if options.bridged else None
     if options.shared_with is not None:
         netns = f"/run/netns/ctrport-{options.shared_with}"
@@ -48,9 +48,7 @@ def script(settings: Settings, options: Options) -> str:
         "# containers and ports as on a host without others: addresses are chosen when it is run",
         *(["# -P: the ports that the image exposes come on top, the image was not read"] * options.publish_all),
         translate.pasteable(translate.create(settings, options, name=name, image=image, netns=netns, files=mounts)),
-        translate.pasteable(
-            translate.start(settings, detach=options.detach, name=name, pid_file=where / "pid", log=log)
-        ),
+        translate.pasteable(translate.start(settings, detach=options.detach, name=name, log=log)),
     ]
     if policy := translate.restart(settings, options, name=name, log=log):
         lines.append(translate.pasteable(policy))

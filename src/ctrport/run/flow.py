@@ -16,7 +16,8 @@ from ctrport.errors import ConflictError, CtrportError
 from ctrport.model.key import Key
 from ctrport.model.listing import join
 from ctrport.network import files
-from ctrport.run import names, prepare, process, translate
+from ctrport.run import names, prepare, process, task, translate
+from ctrport.run.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,6 @@ async def run(settings: Settings, connection: Connection, options: Options) -> S
     async with writer(settings, connection) as link, AsyncExitStack() as undo:
         place = await _reserve(settings, connection, link, options=options, key=key, undo=undo)
         where = files.directory(settings.root, key)
-        output = where / "output.log" if options.detach and not options.tty else None
         command = translate.create(settings, options, name=name, image=image, netns=place.netns, files=place.mounts)
         # Side by side, and each to its end: neither needs the other before the task starts.
         ends = await asyncio.gather(
@@ -66,21 +66,25 @@ async def run(settings: Settings, connection: Connection, options: Options) -> S
         for failure in filter(None, ends):
             raise failure
         await _patch(link, key, options, hostname=place.hostname, config=config)
-        pid_file = where / "pid"
-        command = translate.start(settings, detach=options.detach, name=name, pid_file=pid_file, log=output)
-        task = process.Task(command, connection, key, pid_file)
-        undo.push_async_callback(task.abandon)
-        await task.start(detach=options.detach, interactive=options.interactive, tty=options.tty)
-        if policy := translate.restart(settings, options, name=name, log=output):
+        attended = None
+        if options.detach:
+            await task.start_detached(link, key, where, terminal=options.tty)
+        else:
+            streams = Streams(where, interactive=options.interactive, terminal=options.tty)
+            attended = task.Attended(connection, key, streams)
+            undo.callback(attended.leave)
+            await attended.start(link)
+        log_file = None if options.tty else task.log_of(where)
+        if policy := translate.restart(settings, options, name=name, log=log_file):
             await process.run(policy, f"set the restart policy of {name}")
         result = await link.call("release", container=list(key), started=True)
         await _check_mapped(link, key, options, result)
         for text in result["trouble"] if link.watched else ():  # else our own pass has told it
             log.warning("%s", text)
         undo.pop_all()
-    if options.detach:
+    if attended is None:
         return Started(name=name, exit_code=None, watched=link.watched)
-    code = await task.wait()
+    code = await attended.wait()
     await _after(settings, connection, options, key)
     return Started(name=name, exit_code=code, watched=link.watched)
 
@@ -126,12 +130,12 @@ async def _connect(settings: Settings, link: Writer, options: Options, key: Key,
 async def _shared(settings: Settings, client: Client, other: Key, options: Options) -> _Place:
     """Give the namespace and files of a running container, for `--network container:ID`."""
     container = await client.container(other)
-    task = await client.task(other)
-    if task is None or not task.status.live:
+    found = await client.task(other)
+    if found is None or not found.status.live:
         raise ConflictError(f"container {other.id} does not run: its network cannot be shared")
     where = files.directory(settings.root, other)
     mounts = tuple((where / name, f"/etc/{name}") for name in files.NAMES if (where / name).exists())
-    netns = container.netns or f"/proc/{task.pid}/ns/net"
+    netns = container.netns or f"/proc/{found.pid}/ns/net"
     return _Place(netns=netns, hostname=options.hostname, mounts=mounts)
 
 

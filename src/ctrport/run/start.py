@@ -10,7 +10,7 @@ from ctrport.errors import ConflictError, CtrportError, HostError, InputError
 from ctrport.model.words import NETWORK
 from ctrport.model.workload import Status
 from ctrport.network import files, netns
-from ctrport.run import process, translate
+from ctrport.run import task
 from ctrport.run.translate import RESTART_POLICY, RESTART_STATUS, RESTART_STOPPED
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ async def start(settings: Settings, client: Client, link: Writer, key: Key) -> b
             f"container {key.id} was not made by ctrport run",
             hint=f"ctr -n {key.namespace} tasks start -d {key.id}",
         )
-    task = await client.task(key)
-    if task is not None and task.status.live:
+    last = await client.task(key)
+    if last is not None and last.status.live:
         return False
-    if task is not None and task.status is not Status.STOPPED:
+    if last is not None and last.status is not Status.STOPPED:
         raise ConflictError(f"container {key.id} is being started", hint=f"ctr -n {key.namespace} tasks ls")
     await _connect(link, container)
-    if task is not None:
+    if last is not None:
         await client.delete_task(key)
-    await _start_task(settings, client, container, where)
+    await _start_task(client, link, container, where)
     (entry,) = (await link.call("converge", containers=[list(key)]))["containers"]
     if lost := [m for m in entry["mappings"] if m["state"] != "active"]:
         reasons = "; ".join(f"container port {m['container_port']}: {m['reason']}" for m in lost[:5])
@@ -48,7 +48,7 @@ async def start(settings: Settings, client: Client, link: Writer, key: Key) -> b
     return True
 
 
-async def _start_task(settings: Settings, client: Client, container: Container, where: Path) -> None:
+async def _start_task(client: Client, link: Writer, container: Container, where: Path) -> None:
     """Start the task, out of reach of containerd's restart monitor, which knows the container by its status label.
 
     By a label that says `stopped` the monitor would end the task that we start, by `running` start one of its own.
@@ -58,11 +58,9 @@ async def _start_task(settings: Settings, client: Client, container: Container, 
     has_policy = RESTART_POLICY in container.labels or bool(status[RESTART_STATUS])
     if has_policy:
         await client.set_labels(key, dict.fromkeys(status, ""))
-    terminal = (await client.spec(key)).get("process", {}).get("terminal")
-    log = None if terminal else where / "output.log"
-    command = translate.start(settings, detach=True, name=key.id, pid_file=where / "pid", log=log)
+    terminal = bool((await client.spec(key)).get("process", {}).get("terminal"))
     try:
-        await process.run(command, f"start container {key.id}")
+        await task.start_detached(link, key, where, terminal=terminal)
     except BaseException:
         with suppress(CtrportError):
             await client.delete_task(key)

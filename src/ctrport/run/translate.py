@@ -1,9 +1,9 @@
-"""Docker's words to ctr's: the two ctr commands of a run, and what ctr has no word for.
+"""Docker's words to ctr's: the ctr command that makes a container, and what ctr has no word for.
 
-`ctr run` is `ctr containers create` and `ctr tasks start` in one process. We run the two, which takes the same
-time (80-90 ms either way on containerd 1.6.20): between them the container's record exists and its task does not,
-so the OCI spec can be given what ctr 1.6 has no option for (entry point, user, host name), and a failure can be
-undone before any of the image's code has run.
+`ctr run` is `ctr containers create` and `ctr tasks start` in one process. We run the first and do the second
+ourselves: between them the container's record exists and its task does not, so the OCI spec can be given what
+ctr 1.6 has no option for (entry point, user, host name), and a failure can be undone before any of the image's code
+has run.
 """
 
 from __future__ import annotations
@@ -67,13 +67,9 @@ def create(
     return ctr(settings, "containers", "create", *words, *options.ctr_args, *end, image, name, *options.command)
 
 
-def start(settings: Settings, *, detach: bool, name: str, pid_file: Path, log: Path | None) -> list[str]:
-    """Give the command that starts the task, attached or not."""
-    words = ["--pid-file", str(pid_file)]
-    if detach:
-        words.append("--detach")
-    if log is not None:
-        words += ["--log-uri", f"file://{log}"]
+def start(settings: Settings, *, detach: bool, name: str, log: Path | None) -> list[str]:
+    """Give the command that starts the task, attached or not, as we do ourselves (see `task`)."""
+    words = ["--detach"] * detach + (["--log-uri", f"file://{log}"] if log is not None else [])
     return ctr(settings, "tasks", "start", *words, name)
 
 
@@ -113,7 +109,7 @@ def patched_spec(
         raise InputError("there is no command to run", hint="give one after the image")
     if user is not None:
         process["user"] = user
-    if size is not None:  # else the program sees none until ctr has told it, a moment after its start
+    if size is not None:  # else the program sees none until it is told, a moment after its start
         process["consoleSize"] = {"width": size[0], "height": size[1]}
     return {**spec, "process": process} | ({} if hostname is None else {"hostname": hostname})
 

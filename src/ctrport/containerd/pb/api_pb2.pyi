@@ -16,6 +16,16 @@ RUNNING: ProcessStatus
 STOPPED: ProcessStatus
 UNKNOWN: ProcessStatus
 
+class CloseIORequest(_message.Message):
+    __slots__ = ["container_id", "exec_id", "stdin"]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    EXEC_ID_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    exec_id: str
+    stdin: bool
+    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., stdin: bool = ...) -> None: ...
+
 class Container(_message.Message):
     __slots__ = ["created_at", "extensions", "id", "image", "labels", "runtime", "sandbox", "snapshot_key", "snapshotter", "spec", "updated_at"]
     class ExtensionsEntry(_message.Message):
@@ -55,6 +65,30 @@ class Container(_message.Message):
     spec: _any_pb2.Any
     updated_at: _timestamp_pb2.Timestamp
     def __init__(self, id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., image: _Optional[str] = ..., runtime: _Optional[_Union[Runtime, _Mapping]] = ..., spec: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., snapshotter: _Optional[str] = ..., snapshot_key: _Optional[str] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., extensions: _Optional[_Mapping[str, _any_pb2.Any]] = ..., sandbox: _Optional[str] = ...) -> None: ...
+
+class CreateTaskRequest(_message.Message):
+    __slots__ = ["container_id", "rootfs", "stderr", "stdin", "stdout", "terminal"]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    ROOTFS_FIELD_NUMBER: _ClassVar[int]
+    STDERR_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_FIELD_NUMBER: _ClassVar[int]
+    TERMINAL_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    rootfs: _containers.RepeatedCompositeFieldContainer[Mount]
+    stderr: str
+    stdin: str
+    stdout: str
+    terminal: bool
+    def __init__(self, container_id: _Optional[str] = ..., rootfs: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: bool = ...) -> None: ...
+
+class CreateTaskResponse(_message.Message):
+    __slots__ = ["container_id", "pid"]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    pid: int
+    def __init__(self, container_id: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class DeleteContainerRequest(_message.Message):
     __slots__ = ["id"]
@@ -262,6 +296,18 @@ class RemoveSnapshotRequest(_message.Message):
     snapshotter: str
     def __init__(self, snapshotter: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
 
+class ResizePtyRequest(_message.Message):
+    __slots__ = ["container_id", "exec_id", "height", "width"]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    EXEC_ID_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    exec_id: str
+    height: int
+    width: int
+    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+
 class Runtime(_message.Message):
     __slots__ = ["name", "options"]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -284,6 +330,20 @@ class SnapshotMountsResponse(_message.Message):
     mounts: _containers.RepeatedCompositeFieldContainer[Mount]
     def __init__(self, mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ...) -> None: ...
 
+class StartRequest(_message.Message):
+    __slots__ = ["container_id", "exec_id"]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    EXEC_ID_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    exec_id: str
+    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ...) -> None: ...
+
+class StartResponse(_message.Message):
+    __slots__ = ["pid"]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    def __init__(self, pid: _Optional[int] = ...) -> None: ...
+
 class UpdateContainerRequest(_message.Message):
     __slots__ = ["container", "update_mask"]
     CONTAINER_FIELD_NUMBER: _ClassVar[int]
@@ -305,6 +365,22 @@ class VersionResponse(_message.Message):
     revision: str
     version: str
     def __init__(self, version: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
+
+class WaitRequest(_message.Message):
+    __slots__ = ["container_id", "exec_id"]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    EXEC_ID_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    exec_id: str
+    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ...) -> None: ...
+
+class WaitResponse(_message.Message):
+    __slots__ = ["exit_status", "exited_at"]
+    EXITED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXIT_STATUS_FIELD_NUMBER: _ClassVar[int]
+    exit_status: int
+    exited_at: _timestamp_pb2.Timestamp
+    def __init__(self, exit_status: _Optional[int] = ..., exited_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ProcessStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = []
