@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Self
 from containerd_instance import STANDARD_PATH
 from ctrport import control
 from ctrport.config import Settings
-from ctrport.containerd.pb import api_pb2 as api
 from ctrport.model.workload import Key
 from ctrport.network import leases, netns, networks
 from ctrport.network.leases import Lease
@@ -208,10 +207,7 @@ class ContractSite:
         """Start its task: it is the server in its namespace, or in that of another container."""
 
         def start() -> None:
-            pid = self.servers[inside or name].pid
-            key = Key("test", name)
-            self.containerd.start(key)
-            self.containerd.processes[key] = api.Process(id=name, pid=pid, status=api.RUNNING)
+            self.containerd.start(Key("test", name), pid=self.servers[inside or name].pid)
 
         self._wait(self._call(start))
 

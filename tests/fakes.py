@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+PIDS = 1 << 23  # no process has such a number, which the kernel ends at 1 << 22
+
 
 def spec(annotations: dict[str, Any] | None = None, *, netns: str | None = "") -> dict[str, Any]:
     """Give an OCI spec; netns "" is a namespace of its own, None the host's, else a path that is joined."""
@@ -70,7 +72,7 @@ class FakeContainerd:
         self.clock = 0  # seconds that its clock is ahead of this machine's
         self.swallow_events = 0  # so many next subscriptions never become live
         self._subscribers: set[asyncio.Queue[ev.Envelope | None]] = set()
-        self._pid = 1000
+        self._pid = PIDS
 
     async def __aenter__(self) -> Self:
         await self.start_server()
@@ -102,7 +104,7 @@ class FakeContainerd:
         return key
 
     def start(self, key: Key, *, pid: int | None = None) -> int:
-        """Start the container's task, in the network namespace of a process that is there; give its pid."""
+        """Start the container's task: a process that is there, else one that nobody finds; give its pid."""
         self._pid += 1
         pid = pid or self._pid
         self.processes[key] = api.Process(id=key.id, pid=pid, status=api.RUNNING)
