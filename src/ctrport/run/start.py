@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from ctrport.run import task
 from ctrport.run.translate import RESTART_POLICY, RESTART_STATUS, RESTART_STOPPED
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ctrport.config import Settings
     from ctrport.containerd.client import Client
     from ctrport.control import Writer
@@ -59,17 +61,20 @@ async def _start_task(client: Client, link: Writer, container: Container, where:
     if has_policy:
         await client.set_labels(key, dict.fromkeys(status, ""))
     terminal = bool((await client.spec(key)).get("process", {}).get("terminal"))
-    try:
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(_take_back, client, key, status if has_policy else {})
         await task.start_detached(link, key, where, terminal=terminal)
-    except BaseException:
-        with suppress(CtrportError):
-            await client.delete_task(key)
-        if has_policy:
-            with suppress(CtrportError):
-                await client.set_labels(key, status)
-        raise
+        undo.pop_all()
     if has_policy:
         await client.set_labels(key, {RESTART_STATUS: "running"})
+
+
+async def _take_back(client: Client, key: Key, labels: Mapping[str, str]) -> None:
+    """Remove a task that could not be started, and put the labels back that it had."""
+    with suppress(CtrportError):
+        await client.delete_task(key)
+    with suppress(CtrportError):
+        await client.set_labels(key, labels)
 
 
 async def _connect(link: Writer, container: Container) -> None:
