@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -117,7 +117,8 @@ class Service:
                 changes += await self._reconciler.refresh(connected)
             await self._remove_exited()
             self.rhythm.end()
-        return {"changes": len(changes), "trouble": self._trouble, **await self.bindings()}
+        trouble = list(self._reconciler.host_settings.trouble)
+        return {"changes": len(changes), "trouble": trouble, **await self.bindings()}
 
     async def converge(self, containers: list[list[str]]) -> Json:
         """Bring a few containers' ports to what they should be; gives their mappings."""
@@ -167,23 +168,19 @@ class Service:
             stamp = amend.stamp(self._reconciler.ledger)
             asking = replace(named, created_at=stamp, requests=mappings, endpoint=made.endpoint)
             self._reconciler.reserved[key] = asking
-            try:
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(self._withdraw, named)
                 await self._reconciler.refresh([key])
                 self._check_given(key)
-            except BaseException:
-                # Nobody may wait for a port in the name of a run that has failed.
-                self._reconciler.reserved[key] = named
-                with suppress(CtrportError, OSError):
-                    await self._reconciler.refresh([key])
-                raise
-        given = {"ipv4": str(made.ipv4) if made.ipv4 else None, "ipv6": str(made.ipv6) if made.ipv6 else None}
-        return {**given, "dns": made.dns, **self._container(key)}
+                undo.pop_all()
+        return {"ipv4": str(made.ipv4 or ""), "ipv6": str(made.ipv6 or ""), "dns": made.dns}
 
     async def release(self, container: list[str], *, owned: bool, started: bool = False) -> Json:
         """End a reservation of the caller's own; take a container that does not exist off its network.
 
         Whoever does not own a reservation leaves it alone: it belongs to a `run` that is at work. A container that
-        was `started` just now, as its event has told already, needs no other look.
+        was `started` just now, as its event has told already, needs no other look. Of its requests, which may be
+        thousands, those that are not served are given.
         """
         key = Key(*container)
         async with self._turn:
@@ -193,7 +190,10 @@ class Service:
                     self._reconciler.reserved.pop(key, None)
                 else:
                     await self._release(key)
-        return {**self._container(key), "trouble": self._trouble}
+        found = self._reconciler.bindings(key)
+        lost = (b.to_json() for b in found if b.state is not State.ACTIVE)
+        trouble = list(self._reconciler.host_settings.trouble)
+        return {"requests": len(found), "lost": [*lost], "trouble": trouble}
 
     async def publish(self, container: list[str], specs: str) -> Json:
         """Add mappings to a container while it runs; see `amend`."""
@@ -221,10 +221,11 @@ class Service:
             **self.repairs.to_json(),
         }
 
-    @property
-    def _trouble(self) -> list[str]:
-        """What this host needs and the last pass could not set."""
-        return list(self._reconciler.host_settings.trouble)
+    async def _withdraw(self, named: Workload) -> None:
+        """Let nobody wait for a port in the name of a run that has failed."""
+        self._reconciler.reserved[named.key] = named
+        with suppress(CtrportError, OSError):
+            await self._reconciler.refresh([named.key])
 
     def _check_given(self, key: Key) -> None:
         lost = [b for b in self._reconciler.bindings(key) if b.state is not State.ACTIVE]

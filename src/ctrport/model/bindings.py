@@ -119,8 +119,8 @@ def host_families(host_ip: IPAddress | None, ipv4: IPv4Address | None, ipv6: IPv
     return tuple(family for family, address in ((4, ipv4), (6, ipv6)) if address is not None)
 
 
-def socket_text(address: IPAddress | None, port: int, protocol: Protocol) -> str:
-    """`8080/tcp`, `127.0.0.1:8080/tcp`, `[2001:db8::1]:8080/tcp`."""
+def socket_text(address: IPAddress | None, port: int | str, protocol: Protocol) -> str:
+    """`8080/tcp`, `127.0.0.1:8080/tcp`, `[2001:db8::1]:8080-8089/tcp`."""
     if address is None:
         return f"{port}/{protocol}"
     host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)

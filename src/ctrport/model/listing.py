@@ -46,7 +46,7 @@ def ports_column(published: Iterable[Published]) -> str:
     """Give the PORTS column of `docker ps`: `0.0.0.0:3000-3001->8080-8081/tcp`, runs joined by ", "."""
     items = []
     for first, count in sorted(_runs(published), key=lambda run: _order(run[0])):
-        host, container = _span(first.host_port, count), _span(first.container_port, count)
+        host, container = span(first.host_port, count), span(first.container_port, count)
         items.append(f"{bracketed(first.host_ip)}:{host}->{container}/{first.protocol}")
     return ", ".join(items)
 
@@ -73,7 +73,8 @@ def _order(one: Published) -> tuple[int, str, int, int, int]:
     return one.container_port, one.protocol, one.host_ip.version, int(one.host_ip), one.host_port
 
 
-def _span(first: int, count: int) -> str:
+def span(first: int, count: int) -> str:
+    """Give a number, or a range of so many."""
     return f"{first}" if count == 1 else f"{first}-{first + count - 1}"
 
 

@@ -174,10 +174,8 @@ async def _create(connection: Connection, key: Key, command: Sequence[str], undo
 
 async def _check_mapped(link: Writer, key: Key, options: Options, result: dict[str, Any]) -> None:
     """Promise a port only once the kernel has it; a container that has ended already needs none."""
-    lost = [
-        f"container port {m['container_port']}: {m['reason']}" for m in result["mappings"] if m["state"] != "active"
-    ]
-    unseen = options.bridged and options.publish and not result["mappings"]
+    lost = [f"container port {m['container_port']}: {m['reason']}" for m in result["lost"]]
+    unseen = options.bridged and options.publish and not result["requests"]
     if unseen and (await link.call("runs", container=list(key)))["runs"]:
         lost = ["the container runs, but its ports were not seen"]
     if lost:
