@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import stat
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from ctrport.errors import ConflictError, ContainerdError, NotFoundError
@@ -12,13 +15,16 @@ from ctrport.model.workload import Status
 from ctrport.run.translate import RESTART_STATUS, RESTART_STOPPED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ctrport.containerd.client import Client
     from ctrport.model.workload import Container, Key, Task
 
 POLL = 0.02  # seconds between looks at a task that is to end
 KILL_PATIENCE = 10.0  # seconds for a task to end after SIGKILL
 SHIM_PATIENCE = 2.0  # seconds for containerd to see that a shim is gone
-OWNER_PATIENCE = 0.3  # seconds for a foreground ctr to delete its task
+OWNER_PATIENCE = 0.3  # seconds for a `run` in the foreground to delete its task
+PIPE_SIZE = 65536  # bytes
 
 
 def check_owner(container: Container) -> None:
@@ -53,7 +59,7 @@ async def stop(client: Client, container: Container, *, patience: float) -> None
             await kill(client, key)
     # Who runs it in the foreground takes the exit code from the task and deletes it: let them.
     if not await _reached(client, key, OWNER_PATIENCE, None):
-        await client.delete_task(key)
+        await _delete(client, key)
 
 
 async def ends(client: Client, key: Key, *, within: float) -> bool:
@@ -83,8 +89,40 @@ async def remove(client: Client, key: Key, *, force: bool) -> None:
         await _end_restarts(client, container)
         await kill(client, key)
     if task is not None:
-        await client.delete_task(key)
+        await _delete(client, key)
     await client.delete_container(key)
+
+
+async def _delete(client: Client, key: Key) -> None:
+    """Delete an ended task. What it wrote and nobody reads, as its `run` in the foreground was killed, is lost.
+
+    Its shim waits for a reader: 2 s with containerd 1.6 and 1.7, with 2.1 until the call's deadline.
+    """
+    try:
+        await client.delete_task(key)
+    except ContainerdError:
+        with ExitStack() as pipes:
+            for path in await client.outputs(key):
+                pipes.enter_context(_discarded(path))
+            await client.delete_task(key)
+
+
+@contextmanager
+def _discarded(path: str) -> Iterator[None]:
+    """Read a named pipe to its end; what is none is left alone."""
+    try:
+        source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    try:
+        if stat.S_ISFIFO(os.fstat(source).st_mode):
+            loop.add_reader(source, lambda: os.read(source, PIPE_SIZE) or loop.remove_reader(source))
+        yield
+    finally:
+        loop.remove_reader(source)
+        os.close(source)
 
 
 async def _end_restarts(client: Client, container: Container) -> None:

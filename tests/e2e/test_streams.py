@@ -7,7 +7,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from lab import until
+from lab import http_get, until
 from terminal import Terminal
 
 if TYPE_CHECKING:
@@ -76,6 +76,18 @@ def test_a_reader_that_goes_away(ctrport: Cli):
     assert ctrport.everything() == before
 
 
+def test_a_run_that_is_killed(ctrport: Cli):
+    """A container that writes to nobody, as its run was killed, can be removed; its shim waits for a reader."""
+    name, process = start(ctrport, "sh", "-c", "while :; do echo line; done")
+    assert process.stdout.readline() == b"line\n"
+    ctrport("sync", check=True)  # waits until the run only attends
+    process.kill()
+    process.communicate(timeout=20)
+    time.sleep(0.5)  # for the pipes to be full
+    ctrport("rm", "-f", name, check=True)
+    assert status(ctrport, name) == ""
+
+
 def test_containerd_restarts_meanwhile(ctrport: Cli):
     """A container in the foreground goes on without containerd; its output and exit code arrive all the same."""
     _, process = start(ctrport, "sh", "-c", f"{UNTIL_TOLD}; echo two; exit 5")
@@ -124,3 +136,15 @@ def test_a_terminal_changes_its_size(ctrport: Cli, terminals: list[Terminal]):
     terminal.process.send_signal(signal.SIGUSR1)
     assert terminal.wait() == 0
     assert terminal.modes == modes
+
+
+def test_a_terminal_that_nobody_has(program: Cli):
+    """With -d -t the program has a terminal, whose output goes nowhere; also when it is started again."""
+    script = "tty > /www/index.html; echo said; exec httpd -f -p 80 -h /www"
+    remote = program.containerd.lab.remote
+    with program.container("-t", "-p", "8080:80", command=("sh", "-c", script)) as name:
+        for _ in range(2):
+            until(lambda: http_get(remote, "192.0.2.1", 8080) == "/dev/pts/0\n", what="the terminal's name")
+            assert not (program.root / "containers" / "default" / name / "output.log").exists()
+            program("stop", "-t", "0", name, check=True)
+            program("start", name, check=True)

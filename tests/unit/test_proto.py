@@ -39,8 +39,8 @@ GOLDEN = {
         b"\x0a\x03\x0a\x01w\x12\x06\x0a\x04spec",
     ),
     "process": (
-        api.Process(id="w", pid=300, status=api.PAUSED, terminal=True, exit_status=7),
-        b"\x12\x01w\x18\xac\x02\x20\x04\x40\x01\x48\x07",
+        api.Process(id="w", pid=300, status=api.PAUSED, stdout="o", stderr="e", terminal=True, exit_status=7),
+        b"\x12\x01w\x18\xac\x02\x20\x04\x32\x01o\x3a\x01e\x40\x01\x48\x07",
     ),
     "create task": (
         api.CreateTaskRequest(

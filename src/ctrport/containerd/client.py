@@ -164,6 +164,16 @@ class Client:
             return None
         return decode.task(answer.process)
 
+    async def outputs(self, key: Key) -> tuple[str, ...]:
+        """Give where a task writes to, paths or URIs; nothing when there is no task."""
+        request = api.GetTaskRequest(container_id=key.id)
+        what = f"look at the task of {key}"
+        try:
+            answer = await self.rpc.unary(methods.GET_TASK, request, what, namespace=key.namespace)
+        except NotFoundError:
+            return ()
+        return tuple(filter(None, (answer.process.stdout, answer.process.stderr)))
+
     async def tasks(self, namespace: str) -> dict[str, Task]:
         """Give the tasks of a namespace by container id. containerd asks every shim: 50 take 16 ms."""
         what = f"list the tasks of namespace {namespace}"

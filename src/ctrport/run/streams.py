@@ -7,6 +7,7 @@ the container's last moment up to 150 kB, every tenth time on a busy machine (ct
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 import select
 import sys
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 CHUNK = 65536  # bytes: what a pipe holds
 
 
+class End(enum.Enum):
+    """How a stream was copied: to its end, or until nobody took it any more."""
+
+    WHOLE = enum.auto()
+    BROKEN = enum.auto()
+
+
 class Streams:
     """The pipes of one task: there from `__enter__` to `__exit__`; the shim keeps using what it has opened."""
 
@@ -34,7 +42,7 @@ class Streams:
             self._outputs[where / "stderr"] = sys.stderr
         self._terminal = terminal
         self._sources: dict[int, TextIO | None] = {}
-        self._copies: list[asyncio.Future[bool]] = []
+        self._copies: list[asyncio.Future[End]] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -81,7 +89,7 @@ class Streams:
         copies = set(self._copies)
         while copies:
             done, copies = await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
-            if not all(copy.result() for copy in done):
+            if any(copy.result() is End.BROKEN for copy in done):
                 return
         await asyncio.get_running_loop().create_future()
 
@@ -95,46 +103,62 @@ def _descriptor(stream: TextIO | None) -> int:
     return os.open(os.devnull, os.O_RDWR) if stream is None else os.dup(stream.fileno())
 
 
-def _in_thread(work: Callable[[], bool]) -> asyncio.Future[bool]:
-    """Do it in a thread that ends with this process: who waits for a pipe cannot be called back."""
+def _in_thread(work: Callable[[Callable[[End], None]], None]) -> asyncio.Future[End]:
+    """Do it in a thread that ends with this process: who waits for a pipe cannot be called back.
+
+    Gives what `work` tells first, which it may do before it ends.
+    """
     loop = asyncio.get_running_loop()
-    result: asyncio.Future[bool] = loop.create_future()
+    result: asyncio.Future[End] = loop.create_future()
 
-    def tell(*, value: bool) -> None:
+    def settle(end: End) -> None:
         if not result.done():
-            result.set_result(value)
+            result.set_result(end)
 
-    def run() -> None:
-        value = work()
+    def tell(end: End) -> None:
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(partial(tell, value=value))
+            loop.call_soon_threadsafe(settle, end)
 
-    threading.Thread(target=run, name="ctrport-streams", daemon=True).start()
+    threading.Thread(target=work, args=(tell,), name="ctrport-streams", daemon=True).start()
     return result
 
 
-def _copy(source: int, target: int) -> bool:
-    """Copy until the end and close both; says whether everything could be read and written."""
+def _copy(source: int, target: int, tell: Callable[[End], None]) -> None:
+    """Copy until the end and close both; tells how it went as soon as that is clear.
+
+    What nobody takes is read all the same: a shim whose pipe is full is slow to let go of its task.
+    """
+    is_taken = True
+    while chunk := os.read(source, CHUNK):
+        if is_taken and not _write(target, chunk):
+            is_taken = False
+            tell(End.BROKEN)
+    os.close(source)
+    os.close(target)
+    tell(End.WHOLE)
+
+
+def _feed(source: int, pipe: Path, tell: Callable[[End], None]) -> None:
+    """Copy standard input into the container's pipe, until either ends."""
+    with suppress(OSError):  # the container has ended, or our terminal is gone
+        target = os.open(pipe, os.O_WRONLY)
+        try:
+            while (chunk := os.read(source, CHUNK)) and _write(target, chunk):
+                pass
+        finally:
+            os.close(target)
+    os.close(source)
+    tell(End.WHOLE)
+
+
+def _write(target: int, chunk: bytes) -> bool:
+    """Write all of it, however long that takes; says whether somebody is there to take it."""
     try:
-        while chunk := os.read(source, CHUNK):
-            while chunk:
-                try:
-                    chunk = chunk[os.write(target, chunk) :]
-                except BlockingIOError:  # whoever gave it to us does not want to wait; we do
-                    select.select([], [target], [])
+        while chunk:
+            try:
+                chunk = chunk[os.write(target, chunk) :]
+            except BlockingIOError:  # whoever gave it to us does not want to wait; we do
+                select.select([], [target], [])
     except OSError:
         return False
-    finally:
-        os.close(source)
-        os.close(target)
     return True
-
-
-def _feed(source: int, pipe: Path) -> bool:
-    """Copy standard input into the container's pipe."""
-    try:
-        target = os.open(pipe, os.O_WRONLY)
-    except OSError:  # it has ended already
-        os.close(source)
-        return False
-    return _copy(source, target)
