@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -12,6 +13,7 @@ from ctrport.errors import CtrportError, HostError
 # Objects until a collection. Loading the program makes many and leaves none to collect: Python's own 700 costs a
 # tenth of a command's time.
 THRESHOLD = 50_000
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def program() -> NoReturn:
@@ -22,9 +24,14 @@ def program() -> NoReturn:
     gc.set_threshold(THRESHOLD)
     code: object = 0
     try:
-        main()
+        try:
+            main()
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what has been done is told
     except SystemExit as end:
         code = end.code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -40,7 +47,7 @@ def main() -> None:
 
         app(prog_name="ctrport")
     except KeyboardInterrupt:
-        sys.exit(130)  # 128 + SIGINT
+        sys.exit(INTERRUPTED)
     except CtrportError as error:
         from ctrport.cli.output import print_error  # noqa: PLC0415
 

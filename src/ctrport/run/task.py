@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctrport.errors import ContainerdError, CtrportError, NotFoundError
@@ -67,6 +67,7 @@ class Attended:
         self._connection = connection
         self._key = key
         self._streams = streams
+        self._stack = ExitStack()
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._work: set[asyncio.Task[Any]] = set()
         self._ending: asyncio.Task[int] | None = None
@@ -76,7 +77,7 @@ class Attended:
         loop = asyncio.get_running_loop()
         for number in FORWARDED:
             loop.add_signal_handler(number, self._signals.put_nowait, number)
-        self._streams.__enter__()
+        self._stack.enter_context(self._streams)
         await start(link, self._key, self._streams.arguments)
         self._ending = self._begin(self._exit_status())  # `stop` deletes a task a moment after its end
         self._begin(self._pass_signals())
@@ -108,7 +109,7 @@ class Attended:
         """Attend no longer to the task, and leave it alone."""
         for work in self._work:
             work.cancel()
-        self._streams.__exit__()
+        self._stack.close()
 
     def _begin(self, work: Coroutine[None, None, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)
