@@ -68,7 +68,7 @@ class Soak:
         self._say = say
         self._history: list[str] = []
         self._rules = kernel.rules(world.lab.host)
-        self._unclear: list[Slot] = []
+        self._unclear: list[tuple[Slot, str]] = []  # whose operation a fault made fail, and the container of then
         self._measure()
 
     def run(self, seconds: float) -> Tally:
@@ -132,23 +132,30 @@ class Soak:
         self._history.append(f"  {operation.name} on slot {slot.number} ({slot.name}): {wrong or 'done'}")
         if wrong and hindered:
             self.tally.hindered += 1
-            self._unclear += [slot] if operation.on else []
+            self._unclear += [(slot, slot.name)] if operation.on else []
         elif wrong:
             self._mismatch([f"{operation.name} on {slot.name}: {wrong}"])
         if operation.leaves == "absent" and not wrong:
             slot.made = False
 
     def _clear_up(self) -> None:
-        """Remove what a fault has left otherwise than the plan intends."""
-        for slot in self._unclear:
-            # `run` cannot take back what it has started while containerd is away.
+        """Remove what a fault has left otherwise than the plan intends.
+
+        That is the container of the failed operation and the one that the slot has had since: where the first was
+        not removed, the second could not bind its ports.
+        """
+        # `run` cannot take back what it has started while containerd is away.
+        for slot, name in self._unclear:
+            for each in dict.fromkeys((name, slot.name)):
+                self._remove(dataclasses.replace(slot, name=each))
             slot.made = False
-            if not self._is_there(slot):
-                continue
+        self._unclear.clear()
+
+    def _remove(self, slot: Slot) -> None:
+        if self._is_there(slot):
             wrong = remove(self._world, slot, self._plan)
             if wrong and self._is_there(slot):  # else the watcher was faster, as it was run with --rm
                 self._mismatch([f"rm -f of {slot.name}: {wrong}"])
-        self._unclear.clear()
 
     def _is_there(self, slot: Slot) -> bool:
         return slot.name in self._world.ctr(slot, "containers", "list", "--quiet").stdout.split()

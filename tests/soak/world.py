@@ -170,14 +170,17 @@ class World:
         return sorted(json.loads(path.read_text())["bridge"] for path in files)
 
     def stray(self) -> list[str]:
-        """Say what is left of containers that are no more: namespaces, leases, files."""
+        """Say what is left of containers that are no more: namespaces, leases, files; and containers of no slot."""
         there = set(self.containerd.ctr("containers", "list", "--quiet").split())
+        plain = set(self.containerd.ctr("-n", NAMESPACE, "containers", "list", "--quiet").split())
+        known = {slot.name for slot in self.slots if slot.made} | {self.anchor}
         found = {path.name: f"files of {path.name}" for path in self.cli.root.glob("containers/*/*")}
         for path in DIRECTORY.glob(f"ctrport-*-{self.containerd.token}-*"):
             found[path.name.removeprefix("ctrport-").rpartition("-")[0]] = f"namespace {path.name}"
         for path in self.cli.root.glob("networks/*/leases/*"):
             found[json.loads(path.read_text())["container"][1]] = f"lease {path.name}"
-        return [text for name, text in sorted(found.items()) if name not in there]
+        nobody = [f"container {name}, which no slot has" for name in sorted((there | plain) - known)]
+        return nobody + [text for name, text in sorted(found.items()) if name not in there]
 
     # ---- the end
 
