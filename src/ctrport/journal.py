@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ctrport.model.bindings import State, socket_text
-from ctrport.model.listing import span
+from ctrport.model.listing import runs, span
 from ctrport.model.workload import title
 
 if TYPE_CHECKING:
@@ -19,29 +19,18 @@ log = logging.getLogger(__name__)
 
 def log_changes(changes: Collection[Change]) -> None:
     """One line a mapping or range, once the kernel has it: what it was, what became of it, and why."""
-    for first, last in _runs(old for old, _ in changes):
+    for first, last in _ranges(old for old, _ in changes):
         log.info("unpublished %s", _mapping_text(first, last))
-    for first, last in _runs(new for _, new in changes):
+    for first, last in _ranges(new for _, new in changes):
         log.info("published %s", _mapping_text(first, last))
     for _, new in changes:
         if new is not None and new.state is not State.ACTIVE:
             log.warning("%s %s: %s: %s", new.state, _owner_text(new), new.mapping, new.reason)
 
 
-def _runs(bindings: Iterable[Binding | None]) -> Iterator[tuple[Binding, Binding]]:
+def _ranges(bindings: Iterable[Binding | None]) -> Iterator[tuple[Binding, Binding]]:
     """Give first and last of each run of published ports that differ by their numbers alone."""
-    run: tuple[Binding, Binding] | None = None
-    for binding in bindings:
-        if binding is None or binding.state is not State.ACTIVE:
-            continue
-        if run is not None and _follows(run[1], binding):
-            run = run[0], binding
-            continue
-        if run is not None:
-            yield run
-        run = binding, binding
-    if run is not None:
-        yield run
+    return runs((b for b in bindings if b is not None and b.state is State.ACTIVE), _follows)
 
 
 def _follows(last: Binding, binding: Binding) -> bool:

@@ -191,9 +191,8 @@ class Service:
                 else:
                     await self._release(key)
         found = self._reconciler.bindings(key)
-        lost = (b.to_json() for b in found if b.state is not State.ACTIVE)
-        trouble = list(self._reconciler.host_settings.trouble)
-        return {"requests": len(found), "lost": [*lost], "trouble": trouble}
+        lost = [b.to_json() for b in found if b.state is not State.ACTIVE]
+        return {"requests": len(found), "lost": lost, "trouble": list(self._reconciler.host_settings.trouble)}
 
     async def publish(self, container: list[str], specs: str) -> Json:
         """Add mappings to a container while it runs; see `amend`."""

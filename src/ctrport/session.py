@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
 from ctrport.errors import CtrportError
 from ctrport.model.workload import Key
+from ctrport.whole import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,12 +31,7 @@ class Session:
 
         KeyError for an operation that there is not, TypeError for arguments that it does not take.
         """
-        work = asyncio.ensure_future(self._perform(operation, arguments))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await asyncio.wait([work])
-            raise
+        return await to_its_end(self._perform(operation, arguments))
 
     async def close(self) -> None:
         """Release what is still reserved."""

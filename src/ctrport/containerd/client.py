@@ -155,24 +155,13 @@ class Client:
 
     async def task(self, key: Key) -> Task | None:
         """Give a container's task; None when it has none (or when there is no such container)."""
-        request = api.GetTaskRequest(container_id=key.id)
-        try:
-            answer = await self.rpc.unary(
-                methods.GET_TASK, request, f"look at the task of {key}", namespace=key.namespace
-            )
-        except NotFoundError:
-            return None
-        return decode.task(answer.process)
+        process = await self._process(key)
+        return None if process is None else decode.task(process)
 
     async def outputs(self, key: Key) -> tuple[str, ...]:
         """Give where a task writes to, paths or URIs; nothing when there is no task."""
-        request = api.GetTaskRequest(container_id=key.id)
-        what = f"look at the task of {key}"
-        try:
-            answer = await self.rpc.unary(methods.GET_TASK, request, what, namespace=key.namespace)
-        except NotFoundError:
-            return ()
-        return tuple(filter(None, (answer.process.stdout, answer.process.stderr)))
+        process = await self._process(key)
+        return () if process is None else tuple(filter(None, (process.stdout, process.stderr)))
 
     async def tasks(self, namespace: str) -> dict[str, Task]:
         """Give the tasks of a namespace by container id. containerd asks every shim: 50 take 16 ms."""
@@ -272,6 +261,15 @@ class Client:
             methods.GET_CONTAINER, request, f"look at container {key}", namespace=key.namespace
         )
         return answer.container
+
+    async def _process(self, key: Key) -> api.Process | None:
+        request = api.GetTaskRequest(container_id=key.id)
+        what = f"look at the task of {key}"
+        try:
+            answer = await self.rpc.unary(methods.GET_TASK, request, what, namespace=key.namespace)
+        except NotFoundError:
+            return None
+        return answer.process
 
     async def _mounts(self, key: Key) -> Sequence[api.Mount]:
         """Give what makes up a container's root filesystem; nothing when it is a directory of the host."""

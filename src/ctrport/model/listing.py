@@ -5,16 +5,17 @@ Knows only how to print. Must not know where the ports were found, or what a con
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ctrport.model.ports import bracketed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
     from ctrport.model.ports import PortMapping, Protocol
+
+T = TypeVar("T")
 
 
 class Published(NamedTuple):
@@ -45,28 +46,35 @@ def port_lines(
 def ports_column(published: Iterable[Published]) -> str:
     """Give the PORTS column of `docker ps`: `0.0.0.0:3000-3001->8080-8081/tcp`, runs joined by ", "."""
     items = []
-    for first, count in sorted(_runs(published), key=lambda run: _order(run[0])):
+    in_lanes = sorted(set(published), key=_lane)
+    for first, last in sorted(runs(in_lanes, _is_next), key=lambda run: _order(run[0])):
+        count = last.host_port - first.host_port + 1
         host, container = span(first.host_port, count), span(first.container_port, count)
         items.append(f"{bracketed(first.host_ip)}:{host}->{container}/{first.protocol}")
     return ", ".join(items)
 
 
-def _runs(published: Iterable[Published]) -> Iterator[tuple[Published, int]]:
-    """Yield the first of each run and its length: host and container port both rise by one.
+def runs(items: Iterable[T], follows: Callable[[T, T], bool]) -> Iterator[tuple[T, T]]:
+    """Give first and last of each run of neighbours of which every one follows the one before."""
+    run: tuple[T, T] | None = None
+    for item in items:
+        if run is not None and follows(run[1], item):
+            run = run[0], item
+            continue
+        if run is not None:
+            yield run
+        run = item, item
+    if run is not None:
+        yield run
 
-    Ports of one run keep their distance, so that two host ranges for one container range stay two runs.
-    """
-    lanes: defaultdict[object, list[Published]] = defaultdict(list)
-    for one in sorted(set(published), key=_order):
-        lanes[one.host_ip, one.protocol, one.host_port - one.container_port].append(one)
-    for lane in lanes.values():
-        first, count = lane[0], 0
-        for one in lane:
-            if one.container_port != first.container_port + count:
-                yield first, count
-                first, count = one, 0
-            count += 1
-        yield first, count
+
+def _is_next(last: Published, one: Published) -> bool:
+    return one.container_port == last.container_port + 1 and _lane(one)[:-1] == _lane(last)[:-1]
+
+
+def _lane(one: Published) -> tuple[int, int, str, int, int]:
+    """Order by what the ports of a run share, then by port; two host ranges for one container range share less."""
+    return one.host_ip.version, int(one.host_ip), one.protocol, one.host_port - one.container_port, one.host_port
 
 
 def _order(one: Published) -> tuple[int, str, int, int, int]:
@@ -83,16 +91,7 @@ def join(mappings: Iterable[PortMapping]) -> str:
 
     Written out, 10,000 ports would not fit into one argument of a command (128 KiB, MAX_ARG_STRLEN).
     """
-    specs: list[str] = []
-    run: list[PortMapping] = []
-    for mapping in mappings:
-        if run and not _follows(run[-1], mapping):
-            specs.append(_range(run))
-            run = []
-        run.append(mapping)
-    if run:
-        specs.append(_range(run))
-    return " ".join(specs)
+    return " ".join(_range(first, last) for first, last in runs(mappings, _follows))
 
 
 def _follows(last: PortMapping, mapping: PortMapping) -> bool:
@@ -104,8 +103,7 @@ def _follows(last: PortMapping, mapping: PortMapping) -> bool:
     )
 
 
-def _range(run: list[PortMapping]) -> str:
-    first, last = run[0], run[-1]
+def _range(first: PortMapping, last: PortMapping) -> str:
     if first is last:
         return str(first)
     host = f"{bracketed(first.host_ip)}:" if first.host_ip else ""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ctrport.errors import ContainerdError, CtrportError, NotFoundError
 from ctrport.run.process import RunError
 from ctrport.run.streams import Streams
+from ctrport.whole import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Mapping
@@ -31,16 +32,9 @@ T = TypeVar("T")
 
 
 async def start(link: Writer, key: Key, streams: Mapping[str, str | bool]) -> None:
-    """Start a container's task. RunError when it cannot be.
-
-    A cancellation waits for the end: what has half begun could not be found and taken back.
-    """
-    starting = asyncio.ensure_future(link.call("start", container=list(key), streams=dict(streams)))
+    """Start a container's task. RunError when it cannot be."""
     try:
-        await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        await asyncio.wait([starting])
-        raise
+        await to_its_end(link.call("start", container=list(key), streams=dict(streams)))
     except (ContainerdError, NotFoundError) as error:
         raise RunError(error.message, hint=error.hint) from error
 
