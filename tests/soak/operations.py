@@ -108,6 +108,8 @@ def run_taken(world: World, slot: Slot, _rng: Random) -> str:
     if result.returncode == 0:
         world.cli("rm", "-f", name)
         return f"run -p {LINE_PORT}:80 went through, and the port is taken"
+    if f"could not take back default/{name}" in result.stderr:  # made while containerd was there
+        world.left_behind.append(name)
     return "" if f"{LINE_PORT}/tcp is held by" in result.stderr else _failure(result)
 
 

@@ -16,12 +16,10 @@ from soak import kernel
 from soak.checks import Quiet
 from soak.faults import FAULTS, Fault
 from soak.operations import OPERATIONS, Operation, after, fits, remove
-from soak.world import World
+from soak.world import Slot, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from soak.world import Slot
 
 MISMATCHES_ENOUGH = 3  # then it ends: what follows would be their consequences
 
@@ -144,7 +142,9 @@ class Soak:
         That is the container of the failed operation and the one that the slot has had since: where the first was
         not removed, the second could not bind its ports.
         """
-        # `run` cannot take back what it has started while containerd is away.
+        # `run` cannot take back what it has made or started while containerd is away.
+        while self._world.left_behind:
+            self._remove(Slot(0, name=self._world.left_behind.pop()))
         for slot, name in self._unclear:
             for each in dict.fromkeys((name, slot.name)):
                 self._remove(dataclasses.replace(slot, name=each))

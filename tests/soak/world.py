@@ -62,6 +62,7 @@ class World:
 
     def __init__(self) -> None:
         self.published: dict[str, set[str]] = {}  # specs that `ctrport publish` has added, by container
+        self.left_behind: list[str] = []  # containers that `ctrport run` has said it could not take back
         self.slots = [Slot(number) for number in range(SLOTS)]
         self._stack = contextlib.ExitStack()
 
