@@ -79,7 +79,14 @@ class Quiet:
         talkers = [m.container for m in granted if (m.protocol, m.ports[0]) == ("udp", TALK_PORT)]
         self._note(world.talker.hears(talkers))
         self._note(world.line.echoes())
-        self._note(*world.stray())
+        self._note(*self._stray())
+
+    def _stray(self) -> list[str]:
+        """Give what is left over once the watcher has had time to reach a containerd that was away, and to tidy up."""
+        began = time.monotonic()
+        while (found := self._world.stray()) and time.monotonic() - began < PATIENCE:
+            time.sleep(0.2)
+        return found
 
     def _note(self, *found: str) -> None:
         self.probes += 1
