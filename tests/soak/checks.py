@@ -82,7 +82,7 @@ class Quiet:
         self._note(*self._stray())
 
     def _stray(self) -> list[str]:
-        """Give what is left over once the watcher has had time to reach a containerd that was away, and to tidy up."""
+        """Give what is left over once the watcher has had time to reach a containerd that was away, and to tidy."""
         began = time.monotonic()
         while (found := self._world.stray()) and time.monotonic() - began < PATIENCE:
             time.sleep(0.2)
