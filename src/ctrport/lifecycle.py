@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import stat
 from contextlib import ExitStack, contextmanager
@@ -15,11 +16,12 @@ from ctrport.model.workload import Status
 from ctrport.run.translate import RESTART_STATUS, RESTART_STOPPED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ctrport.containerd.client import Client
     from ctrport.model.workload import Container, Key, Task
 
+STOP_SIGNAL = "io.containerd.image.config.stop-signal"  # label: ctr, nerdctl and CRI copy it from the image
 POLL = 0.02  # seconds between looks at a task that is to end
 KILL_PATIENCE = 10.0  # seconds for a task to end after SIGKILL
 SHIM_PATIENCE = 2.0  # seconds for containerd to see that a shim is gone
@@ -44,7 +46,7 @@ def check_owner(container: Container) -> None:
 
 
 async def stop(client: Client, container: Container, *, patience: float) -> None:
-    """End a container's task: SIGTERM, after `patience` seconds SIGKILL. One that does not run is left as it is.
+    """End a container's task: `stop_signal`, after `patience` seconds SIGKILL. One that has ended is left as it is.
 
     A restart policy is told first, else containerd would start the task again.
     """
@@ -54,12 +56,26 @@ async def stop(client: Client, container: Container, *, patience: float) -> None
     if task is None:
         return
     if task.status.live or task.status is Status.CREATED:
-        await _kill(client, key, signal.SIGTERM)
+        await _kill(client, key, stop_signal(container.labels))
         if not await _reached(client, key, patience, Status.STOPPED):
             await kill(client, key)
     # Who runs it in the foreground takes the exit code from the task and deletes it: let them.
     if not await _reached(client, key, OWNER_PATIENCE, None):
         await _delete(client, key)
+
+
+def stop_signal(labels: Mapping[str, str]) -> int:
+    """Give the signal that ends a container's program, as its image's STOPSIGNAL says; SIGTERM where it says none.
+
+    Docker takes a number, or a name with or without SIG; of the real-time signals only the ends have names.
+    """
+    match = re.fullmatch(r"(?:SIG)?([A-Z0-9]+)([+-]\d+)?", labels.get(STOP_SIGNAL, "").upper())
+    if match is None:
+        return signal.SIGTERM
+    name, offset = match.groups()
+    found = signal.Signals.__members__.get(f"SIG{name}")
+    number = (int(name) if name.isdecimal() else found or 0) + int(offset or 0)
+    return number if 0 < number <= signal.SIGRTMAX else signal.SIGTERM
 
 
 async def ends(client: Client, key: Key, *, within: float) -> bool:

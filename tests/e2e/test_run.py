@@ -308,6 +308,17 @@ def test_stop_and_rm(program: Cli, lab: Lab):
         assert name in again.stderr
 
 
+def test_stop_by_the_signal_of_the_image(ctrport: Cli):
+    """`stop` sends what the image's STOPSIGNAL says, which ctr has put into a label, and not SIGTERM."""
+    script = 'trap "echo winch; exit" WINCH; trap "" TERM; echo ready; while :; do sleep 0.05; done'
+    with ctrport.container(command=("sh", "-c", script)) as name:
+        ctrport.containerd.ctr("containers", "label", name, "io.containerd.image.config.stop-signal=SIGWINCH")
+        output = ctrport.root / "containers" / "default" / name / "output.log"
+        until(lambda: output.read_text() == "ready\n", what="the program's start")
+        ctrport("stop", name, check=True)
+        assert output.read_text() == "ready\nwinch\n"
+
+
 def test_rm_of_several(watched: Cli):
     """`rm -f` kills and removes several; one that is not there is told, and the others are done."""
     with watched.container(word="kept"):

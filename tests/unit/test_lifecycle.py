@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,3 +44,27 @@ async def test_a_shim_that_ends_while_it_is_asked(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(lifecycle, "SHIM_PATIENCE", 0.1)
         with pytest.raises(ContainerdError, match="cannot send signal 9"):
             await lifecycle.kill(client, WEB)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("SIGQUIT", signal.SIGQUIT),
+        ("QUIT", signal.SIGQUIT),
+        ("sigint", signal.SIGINT),
+        ("28", signal.SIGWINCH),
+        ("SIGRTMIN+3", signal.SIGRTMIN + 3),  # systemd's
+        ("RTMAX-14", signal.SIGRTMAX - 14),
+        ("", signal.SIGTERM),
+        ("0", signal.SIGTERM),
+        ("65", signal.SIGTERM),
+        ("SIGNOTHING", signal.SIGTERM),
+        ("SIGTERM; reboot", signal.SIGTERM),
+    ],
+)
+def test_stop_signal(text: str, number: int):
+    assert lifecycle.stop_signal({lifecycle.STOP_SIGNAL: text}) == number
+
+
+def test_no_stop_signal():
+    assert lifecycle.stop_signal({}) == signal.SIGTERM

@@ -108,7 +108,7 @@ def start(context: typer.Context, containers: Names) -> None:
 def stop(
     context: typer.Context,
     containers: Names,
-    timeout: Annotated[float, typer.Option("--time", "-t", help="Seconds from SIGTERM to SIGKILL.")] = 10.0,
+    timeout: Annotated[float, typer.Option("--time", "-t", help="Seconds from the stop signal to SIGKILL.")] = 10.0,
 ) -> None:
     """Stop containers; their ports stop answering, addresses and files stay."""
     from ctrport import lifecycle  # noqa: PLC0415
