@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SOCKET = "watch.sock"
 LINE_LIMIT = 64 << 20  # bytes: all mappings of a host, some hundred bytes each
-PATIENCE = 60.0  # seconds for the writer to answer, or to let go of the lock
+# Seconds for the writer to answer, or to let go of the lock: more than a start may take (`Client.start_task`).
+PATIENCE = 90.0
 UNTOUCHED = (
     "configuration",
     "prospect",
@@ -57,6 +58,7 @@ class _Remote:
         self._address = address
         self._reader, self._sender = reader, sender
         self._last: asyncio.Future[dict[str, Any]] | None = None
+        self._lost: HostError | None = None
 
     async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         if self._last is not None:  # who was interrupted has not waited for its answer, which comes first
@@ -66,6 +68,8 @@ class _Remote:
         return await asyncio.shield(self._last)
 
     async def _exchange(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if self._lost is not None:  # the next line to come would answer what was asked before
+            raise self._lost
         try:
             request = {"operation": operation, "containerd": self._address, **arguments}
             self._sender.write(json.dumps(request).encode() + b"\n")
@@ -73,9 +77,12 @@ class _Remote:
             async with asyncio.timeout(PATIENCE):
                 line = await self._reader.readline()
         except (OSError, TimeoutError) as error:
-            raise HostError(f"the watcher did not answer: {error or 'timed out'}", hint=_WATCHER_HINT) from error
+            message = f"the watcher did not answer: {error or 'timed out'}"
+            self._lost = HostError(message, hint=_WATCHER_HINT)
+            raise self._lost from error
         if not line.endswith(b"\n"):
-            raise HostError("the watcher went away while it worked for us", hint=_WATCHER_HINT)
+            self._lost = HostError("the watcher went away while it worked for us", hint=_WATCHER_HINT)
+            raise self._lost
         reply = json.loads(line)
         if "error" in reply:
             kind = getattr(errors, reply["error"]["kind"], CtrportError)
@@ -204,11 +211,7 @@ class Server:
         try:
             request = json.loads(line)
             operation, address = request.pop("operation"), request.pop("containerd")
-            if address != self._settings.address:
-                raise ConflictError(
-                    f"the watcher of {self._settings.state} watches {self._settings.address}, not {address}",
-                    hint=f"export CONTAINERD_ADDRESS={shlex.quote(self._settings.address)}",
-                )
+            self._check_address(address)
             if operation not in UNTOUCHED:
                 await self._wait_until_ready()
             return {"result": await session.call(operation, **request)}
@@ -216,11 +219,18 @@ class Server:
             return {"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}}
         except (KeyError, TypeError, ValueError) as error:
             return {"error": {"kind": "CtrportError", "message": f"not a request: {error!r}", "hint": None}}
-        except OSError as error:
+        except Exception as error:  # the other top level: the watcher and this client's reservations go on
             log.exception("an operation failed")
             return {
                 "error": {"kind": "HostError", "message": f"the watcher failed: {error}", "hint": _WATCHER_HINT}
             }
+
+    def _check_address(self, address: str) -> None:
+        if address != self._settings.address:
+            raise ConflictError(
+                f"the watcher of {self._settings.state} watches {self._settings.address}, not {address}",
+                hint=f"export CONTAINERD_ADDRESS={shlex.quote(self._settings.address)}",
+            )
 
     async def _wait_until_ready(self) -> None:
         try:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ctrport.model.annotations import Exposed
     from ctrport.model.workload import Container, Key, Task
 
-# Seconds for runc to make a container, and for it to start one: a busy disk takes long. Both together are less
-# than what a command waits for the watcher (control.PATIENCE).
+# Seconds for runc to make a container, and for it to start one: a busy disk takes long. Both, and the two questions
+# before them, together are less than what a command waits for the watcher (control.PATIENCE).
 START_TIMEOUT = 25.0
 
 
