@@ -229,6 +229,7 @@ def test_what_goes_together(changes: dict[str, Any]):
         ({"ip": IPv4Address("198.51.100.2"), "network": "host"}, "--ip goes with a bridge network"),
         ({"remove": True, "restart": "always", "detach": True}, "--rm and --restart always contradict each other"),
         ({"restart": "always"}, "--restart always goes with -d"),
+        ({"restart": "always", "detach": True, "tty": True}, "--restart always and -t contradict each other"),
         ({"restart": "often", "detach": True}, "--restart 'often' is not a policy"),
         ({"restart": "on-failure:x", "detach": True}, "is not a policy"),
         ({"pull": "sometimes"}, "--pull 'sometimes' is not one of missing, always, never"),

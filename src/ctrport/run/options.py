@@ -93,6 +93,11 @@ class Options(NamedTuple):
             raise InputError(f"--rm and --restart {self.restart} contradict each other")
         if self.restart != "no" and not self.detach:
             raise InputError(f"--restart {self.restart} goes with -d: containerd restarts it, not this terminal")
+        if self.restart != "no" and self.tty:
+            raise InputError(
+                f"--restart {self.restart} and -t contradict each other",
+                hint="containerd cannot make a terminal when it restarts a task",
+            )
 
     def _check_network(self) -> None:
         if self.shared_with is not None:
