@@ -202,6 +202,48 @@ def test_a_container_whose_port_is_refused_while_it_is_made(program: Cli, slow: 
         assert program.everything() == before
 
 
+def test_ctrl_c_twice_while_a_container_is_made(program: Cli, slow: dict[str, str]):
+    """The second one changes nothing: ctr is waited for, and what it made is removed."""
+    with program.container("-p", "8080:80"):  # what stays for the next: a bridge, rules
+        pass
+    before = program.everything()
+    name = program.containerd.unique("late")
+    process = program.popen(
+        *("run", "-d", "--name", name, "-p", "8080:80", program.containerd.image),
+        env=slow,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until((program.root / "containers" / "default" / name).exists, within=20, what="the name, reserved")
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.1)
+    output, said = process.communicate(timeout=30)
+    assert (process.returncode, output) == (128 + signal.SIGINT, ""), said
+    assert "Traceback" not in said
+    assert program.everything() == before
+
+
+def test_a_failed_run_while_containerd_dies(program: Cli, tmp_path: Path):
+    """What could not be taken back is told, and `rm` takes away all of it when containerd is there again."""
+    containerd = program.containerd
+    with program.container("-p", "8080:80"):
+        before = program.everything()
+        path = program.environment["PATH"]
+        real = shutil.which("ctr", path=path)
+        (tmp_path / "ctr").write_text(f'#!/bin/sh\n{real} "$@" && kill -9 {containerd.pid}\n')
+        (tmp_path / "ctr").chmod(0o755)
+        name = containerd.unique("late")
+        words = ("run", "-d", "--name", name, "-p", "8080:80", containerd.image)
+        result = program(*words, env={"PATH": f"{tmp_path}:{path}"})
+        containerd.restart()
+        assert result.returncode == 125
+        assert f"could not take back default/{name}" in result.stderr
+        program("rm", name, check=True)
+        assert program.everything() == before
+
+
 @pytest.mark.parametrize("port", [8080, 8081], ids=["port taken", "port free"])
 def test_a_name_that_somebody_takes_while_a_container_is_made(program: Cli, slow: dict[str, str], port: int):
     """Another's container of the same name is left alone, whatever else has gone wrong."""

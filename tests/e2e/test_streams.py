@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from lab import http_get, until
 from terminal import Terminal
@@ -88,6 +91,23 @@ def test_a_run_that_is_killed(ctrport: Cli):
     assert status(ctrport, name) == ""
 
 
+def test_a_failure_to_clean_up(ctrport: Cli):
+    """What goes wrong after the container's end is told, and does not replace its exit code."""
+    start(ctrport, "true")[1].communicate(timeout=20)  # what stays for the next: a bridge, rules
+    before = ctrport.everything()
+    _, process = start(ctrport, "sh", "-c", f"{UNTIL_TOLD}; exit 5")
+    assert process.stdout.readline() == b"ready\n"
+    ctrport("sync", check=True)  # waits for the lock, which the run has until it only attends
+    ctrport.state.chmod(0o777)  # and so nobody trusts what is in it
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=30)
+    ctrport.state.chmod(0o700)
+    assert process.returncode == 5
+    assert b"warning: could not clean up after default/" in errors
+    ctrport("sync", check=True)
+    assert ctrport.everything() == before
+
+
 def test_containerd_restarts_meanwhile(ctrport: Cli):
     """A container in the foreground goes on without containerd; its output and exit code arrive all the same."""
     _, process = start(ctrport, "sh", "-c", f"{UNTIL_TOLD}; echo two; exit 5")
@@ -97,6 +117,71 @@ def test_containerd_restarts_meanwhile(ctrport: Cli):
     process.send_signal(signal.SIGUSR1)
     said, errors = process.communicate(timeout=30)
     assert (process.returncode, said, errors) == (5, b"two\n", b"")
+
+
+def test_a_disk_that_is_full(ctrport: Cli):
+    """Output that cannot be written is lost with a warning; the container goes on, and has its own exit code."""
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - not a file
+        name = ctrport.containerd.unique("io")
+        command = ("run", "--rm", "--name", name, ctrport.containerd.image, "sh", "-c", "seq 1 60000; exit 4")
+        process = ctrport.popen(*command, stdout=full, stderr=subprocess.PIPE, text=True)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.count("lost from here on: No space left on device")) == (4, 1), said
+
+
+def test_a_reader_that_goes_away_from_what_stays(ctrport: Cli):
+    """Without --rm the container is left, waiting for somebody to read; who removes it does."""
+    name = ctrport.containerd.unique("io")
+    script = 'trap "exit 3" TERM; while :; do echo line; done'
+    command = ("run", "--name", name, ctrport.containerd.image, "sh", "-c", script)
+    process = ctrport.popen(*command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"line\n"
+    process.stdout.close()
+    assert process.wait(20) == 128 + signal.SIGPIPE
+    time.sleep(0.5)  # for the pipes to be full
+    assert status(ctrport, name) == "RUNNING"
+    ctrport("rm", "-f", name, check=True)
+    assert status(ctrport, name) == ""
+
+
+def test_input_that_does_not_wait(ctrport: Cli):
+    """A standard input that says "nothing yet" has not ended; nor is it changed, as others share it."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    _, process = start(ctrport, "cat", options=("-i",), stdin=reading)
+    time.sleep(2)
+    assert process.poll() is None
+    assert os.get_blocking(reading) is False
+    os.close(reading)
+    os.write(writing, b"late")
+    os.close(writing)
+    said, errors = process.communicate(timeout=20)
+    assert (process.returncode, said, errors) == (0, b"late", b"")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream(ctrport: Cli, closed: int):
+    """Without a standard stream, as `2>&-` has it, the container runs with its other streams and its exit code."""
+    script = "echo one; echo two >&2; exit 7"
+    arguments = ctrport.argv("run", "--rm", "-i", ctrport.containerd.image, "sh", "-c", script)
+    words = ("sh", "-c", f'exec "$@" {closed}>&-', "sh", *arguments)
+    result = ctrport.containerd.lab.host.run(*words, check=False, env=ctrport.environment, timeout=30)
+    expected = ["one\n" if closed != 1 else "", "two\n" if closed != 2 else ""]
+    assert (result.returncode, [result.stdout, result.stderr]) == (7, expected)
+
+
+def test_a_terminal_that_is_closed(ctrport: Cli):
+    """A terminal that goes away takes a --rm container with it, which gets the hangup; nothing of it is left."""
+    start(ctrport, "true")[1].communicate(timeout=20)  # what stays for the next: a bridge, rules
+    before = ctrport.everything()
+    script = 'trap "exit 3" HUP; echo ready; while :; do sleep 0.05; done'
+    name = ctrport.containerd.unique("io")
+    terminal = Terminal(ctrport, "run", "-it", "--rm", "--name", name, ctrport.containerd.image, "sh", "-c", script)
+    terminal.expect("ready")
+    terminal.close()
+    assert terminal.process.wait(20) == 3
+    assert ctrport.everything() == before
 
 
 def test_a_terminal_for_output_alone(ctrport: Cli):
@@ -139,8 +224,8 @@ def test_a_terminal_changes_its_size(ctrport: Cli, terminals: list[Terminal]):
 
 
 def test_a_terminal_that_nobody_has(program: Cli):
-    """With -d -t the program has a terminal, whose output goes nowhere; also when it is started again."""
-    script = "tty > /www/index.html; echo said; exec httpd -f -p 80 -h /www"
+    """With -d -t the program has a terminal that takes all it writes to nowhere; also when it is started again."""
+    script = "tty > /www/index.html; seq 1 200000; exec httpd -f -p 80 -h /www"
     remote = program.containerd.lab.remote
     with program.container("-t", "-p", "8080:80", command=("sh", "-c", script)) as name:
         for _ in range(2):

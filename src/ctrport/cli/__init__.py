@@ -22,6 +22,7 @@ def program() -> NoReturn:
     To take all modules apart first costs 20 ms, and no command leaves anything to that.
     """
     gc.set_threshold(THRESHOLD)
+    _open_closed_streams()
     code: object = 0
     try:
         try:
@@ -38,6 +39,13 @@ def program() -> NoReturn:
     except (OSError, ValueError):  # who read it has gone, or `main` has closed it for that
         code = code or 1
     os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _open_closed_streams() -> None:
+    """Let a standard stream that was closed lead to nothing, so that no other file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))  # the lowest number that is free
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def run(
         ctr_args=tuple(ctr_arg or ()),
     )
     wanted.check()
-    if interactive and tty and not detach and not dry_run and not (sys.stdin and sys.stdin.isatty()):
+    if interactive and tty and not detach and not dry_run and not sys.stdin.isatty():
         raise InputError("-i -t: standard input is not a terminal", hint="leave out -t")
     if dry_run:
         _dry_run(context.obj, wanted)
@@ -142,14 +142,20 @@ def _run(settings: Settings, wanted: Options) -> int:
 
     from ctrport.connection import Connection  # noqa: PLC0415
     from ctrport.run.flow import run as run_container  # noqa: PLC0415
+    from ctrport.run.interruption import Interruption  # noqa: PLC0415
 
     async def work() -> int:
-        # Until the container runs, SIGTERM is treated as Ctrl-C: what was begun is taken back.
         current = asyncio.current_task()
         assert current is not None  # noqa: S101 - asyncio.run makes one
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
-        async with Connection(settings) as connection:
-            started = await run_container(settings, connection, wanted)
+        interruption = Interruption(current)
+        interruption.listen()
+        try:
+            async with Connection(settings) as connection:
+                started = await run_container(settings, connection, wanted, interruption)
+        except asyncio.CancelledError:
+            if interruption.number is None:  # of before it listened
+                raise
+            return 128 + interruption.number
         if started.exit_code is None:
             print_lines([started.name])
             if not started.watched:
@@ -167,8 +173,6 @@ def _run(settings: Settings, wanted: Options) -> int:
             return runner.run(work())
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except asyncio.CancelledError:
-        return 128 + signal.SIGTERM
 
 
 def _publish(specs: list[str]) -> tuple[ports.PortMapping, ...]:

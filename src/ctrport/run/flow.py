@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctrport.control import writer
-from ctrport.errors import ConflictError, CtrportError
+from ctrport.errors import ConflictError, CtrportError, NotFoundError
 from ctrport.model.key import Key
 from ctrport.model.listing import join
-from ctrport.network import files
+from ctrport.network import files, leases
 from ctrport.run import names, prepare, process, task, translate
 from ctrport.run.streams import Streams
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ctrport.connection import Connection
     from ctrport.containerd.client import Client
     from ctrport.control import Writer
+    from ctrport.model.workload import Container
+    from ctrport.run.interruption import Interruption
     from ctrport.run.options import Options
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class _Place(NamedTuple):
     mounts: tuple[tuple[Path, str], ...] = ()
 
 
-async def run(settings: Settings, connection: Connection, options: Options) -> Started:
+async def run(settings: Settings, connection: Connection, options: Options, interruption: Interruption) -> Started:
     """Create and start a container with its ports; in the foreground, wait for its end."""
     name = options.name or names.generated_name(options.image)
     key = Key(settings.namespace, names.check_identifier("the name", name))
@@ -66,16 +68,16 @@ async def run(settings: Settings, connection: Connection, options: Options) -> S
         for failure in filter(None, ends):
             raise failure
         await _patch(link, key, options, hostname=place.hostname, config=config)
-        attended = None
+        attended = made = None
         if options.detach:
             await task.start_detached(link, key, where, terminal=options.tty)
         else:
             streams = Streams(where, interactive=options.interactive, terminal=options.tty)
-            attended = task.Attended(connection, key, streams)
+            attended = task.Attended(connection, key, streams, interruption)
             undo.callback(attended.leave)
             await attended.start(link)
-        log_file = None if options.tty else task.log_of(where)
-        if policy := translate.restart(settings, options, name=name, log=log_file):
+            made = await connection.client.container(key) if options.remove else None
+        if policy := translate.restart(settings, options, name=name, log=task.log_of(where)):
             await process.run(policy, f"set the restart policy of {name}")
         result = await link.call("release", container=list(key), started=True)
         await _check_mapped(link, key, options, result)
@@ -84,8 +86,12 @@ async def run(settings: Settings, connection: Connection, options: Options) -> S
         undo.pop_all()
     if attended is None:
         return Started(name=name, exit_code=None, watched=link.watched)
-    code = await attended.wait()
-    await _after(settings, connection, options, key)
+    try:
+        code = await attended.wait()
+    except asyncio.CancelledError:  # the container has ended, and somebody does not read what it wrote
+        await _after(settings, connection, options, key, made)
+        raise
+    await _after(settings, connection, options, key, made)
     return Started(name=name, exit_code=code, watched=link.watched)
 
 
@@ -182,17 +188,30 @@ async def _check_mapped(link: Writer, key: Key, options: Options, result: dict[s
         raise ConflictError("; ".join(lost[:5]), hint="ctrport rules --diff; journalctl -u ctrport")
 
 
-async def _after(settings: Settings, connection: Connection, options: Options, key: Key) -> None:
-    """Clean up after a foreground container; the watcher, where one runs, sees the exit by itself."""
+async def _after(
+    settings: Settings, connection: Connection, options: Options, key: Key, made: Container | None
+) -> None:
+    """Clean up after a foreground container, `made` if it is to be removed; a watcher sees the exit by itself.
+
+    What goes wrong is told: the exit code is the container's.
+    """
     from ctrport import lifecycle  # noqa: PLC0415 - a detached run has no need of it
 
-    if options.remove:
-        await lifecycle.remove(connection.client, key, force=True)
-    async with writer(settings, connection) as link:
-        if options.remove:
-            await link.call("release", container=list(key))
-        elif options.bridged:
-            await link.call("converge", containers=[list(key)])
+    try:
+        if made is not None:
+            with suppress(NotFoundError):
+                there = await connection.client.container(key)
+                if there.created_at == made.created_at:  # else another has the name by now
+                    await lifecycle.remove(connection.client, key, force=True)
+        elif not options.bridged:
+            return
+        async with writer(settings, connection) as link:
+            if made is not None:
+                await link.call("release", container=list(key))
+            else:
+                await link.call("converge", containers=[list(key)])
+    except (CtrportError, OSError) as error:
+        log.warning("could not clean up after %s: %s", key, error)
 
 
 async def _remove_created(connection: Connection, key: Key) -> None:
@@ -209,5 +228,7 @@ async def _release(settings: Settings, link: Writer, key: Key) -> None:
         await link.call("release", container=list(key))
     except CtrportError as error:
         log.warning("could not take back the network of %s: %s", key, error.message)
-        with suppress(OSError):  # the next watcher knows of it only if there is more in it than the name
-            files.directory(settings.root, key).rmdir()
+        # A full pass finds a lease, and by the directory what belongs to it; neither finds a mere name.
+        if leases.of_container(settings.root, key) is None:
+            with suppress(OSError):
+                files.directory(settings.root, key).rmdir()

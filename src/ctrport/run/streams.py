@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 import os
 import select
 import sys
@@ -16,12 +17,15 @@ import threading
 import tty
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from ctrport.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+log = logging.getLogger(__name__)
 CHUNK = 65536  # bytes: what a pipe holds
 
 
@@ -33,15 +37,18 @@ class End(enum.Enum):
 
 
 class Streams:
-    """The pipes of one task: there from `__enter__` to `__exit__`; the shim keeps using what it has opened."""
+    """The pipes of one task, made by `__enter__` and open until `__exit__`; `remove` takes their names away.
+
+    Who ends a task that we have left needs them, as its shim waits until somebody has read what is in them.
+    """
 
     def __init__(self, where: Path, *, interactive: bool = False, terminal: bool = False) -> None:
         self._input = where / "stdin" if interactive else None
-        self._outputs: dict[Path, TextIO | None] = {where / "stdout": sys.stdout}
+        self._outputs: dict[Path, TextIO] = {where / "stdout": sys.stdout}
         if not terminal:
             self._outputs[where / "stderr"] = sys.stderr
         self._terminal = terminal
-        self._sources: dict[int, TextIO | None] = {}
+        self._sources: dict[int, TextIO] = {}
         self._copies: list[asyncio.Future[End]] = []
         self._stack = ExitStack()
 
@@ -50,7 +57,6 @@ class Streams:
             for path in filter(None, (self._input, *self._outputs)):
                 path.unlink(missing_ok=True)  # of a run that was killed
                 os.mkfifo(path, 0o600)
-                stack.callback(path.unlink, missing_ok=True)
             for path, target in self._outputs.items():
                 # The shim waits for a reader before it opens its end; a reader would wait for the shim.
                 source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -63,6 +69,11 @@ class Streams:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def remove(self) -> None:
+        """Take the pipes' names away: the task has ended, and all of it has been read."""
+        for path in filter(None, (self._input, *self._outputs)):
+            path.unlink(missing_ok=True)
+
     @property
     def arguments(self) -> dict[str, str | bool]:
         """What the task is to be started with, see `Client.start_task`."""
@@ -70,19 +81,25 @@ class Streams:
         return {**paths, "terminal": self._terminal}
 
     def attach(self) -> Awaitable[object]:
-        """Begin to copy, which needs a task that has been created; gives what is done when the input has ended."""
-        if self._terminal and self._input is not None and sys.stdin is not None and sys.stdin.isatty():
-            before = termios.tcgetattr(sys.stdin)
-            self._stack.callback(termios.tcsetattr, sys.stdin, termios.TCSADRAIN, before)
-            tty.setraw(sys.stdin)
+        """Begin to copy, which needs a task that has been created; gives what is done when the input has ended.
+
+        HostError when our terminal is gone.
+        """
+        if self._terminal and self._input is not None and sys.stdin.isatty():
+            try:
+                before = termios.tcgetattr(sys.stdin)
+                self._stack.callback(_put_back, before)
+                tty.setraw(sys.stdin, termios.TCSANOW)  # what has been typed ahead stays
+            except termios.error as error:
+                raise HostError(f"the terminal cannot be used: {error.args[-1]}") from error
         # The threads have descriptors of their own, which may be in use for longer than ours.
         self._copies = [
-            _in_thread(partial(_copy, os.dup(source), _descriptor(target)))
+            _in_thread(partial(_copy, os.dup(source), os.dup(target.fileno())))
             for source, target in self._sources.items()
         ]
         if self._input is None:
             return asyncio.get_running_loop().create_future()
-        return _in_thread(partial(_feed, _descriptor(sys.stdin), self._input))
+        return _in_thread(partial(_feed, os.dup(sys.stdin.fileno()), self._input))
 
     async def broken(self) -> None:
         """Return as soon as somebody does not take our output any more; else never."""
@@ -98,9 +115,9 @@ class Streams:
         await asyncio.gather(*self._copies)
 
 
-def _descriptor(stream: TextIO | None) -> int:
-    """Give a descriptor of one's own; of nothing for a stream that was closed when this program began."""
-    return os.open(os.devnull, os.O_RDWR) if stream is None else os.dup(stream.fileno())
+def _put_back(modes: list[Any]) -> None:
+    with suppress(termios.error):  # the terminal is gone
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
 
 
 def _in_thread(work: Callable[[Callable[[End], None]], None]) -> asyncio.Future[End]:
@@ -130,9 +147,15 @@ def _copy(source: int, target: int, tell: Callable[[End], None]) -> None:
     """
     is_taken = True
     while chunk := os.read(source, CHUNK):
-        if is_taken and not _write(target, chunk):
+        try:
+            if is_taken:
+                _write(target, chunk)
+        except BrokenPipeError:
             is_taken = False
             tell(End.BROKEN)
+        except OSError as error:
+            is_taken = False
+            log.warning("what the container writes is lost from here on: %s", error.strerror)
     os.close(source)
     os.close(target)
     tell(End.WHOLE)
@@ -143,22 +166,30 @@ def _feed(source: int, pipe: Path, tell: Callable[[End], None]) -> None:
     with suppress(OSError):  # the container has ended, or our terminal is gone
         target = os.open(pipe, os.O_WRONLY)
         try:
-            while (chunk := os.read(source, CHUNK)) and _write(target, chunk):
-                pass
+            while chunk := _read(source):
+                _write(target, chunk)
         finally:
             os.close(target)
     os.close(source)
     tell(End.WHOLE)
 
 
-def _write(target: int, chunk: bytes) -> bool:
-    """Write all of it, however long that takes; says whether somebody is there to take it."""
-    try:
-        while chunk:
-            try:
-                chunk = chunk[os.write(target, chunk) :]
-            except BlockingIOError:  # whoever gave it to us does not want to wait; we do
-                select.select([], [target], [])
-    except OSError:
-        return False
-    return True
+# Whoever gave us a stream that does not wait shares it with us: that is not ours to change, so we wait ourselves.
+
+
+def _read(source: int) -> bytes:
+    """Wait for something to read; nothing at the end. OSError."""
+    while True:
+        try:
+            return os.read(source, CHUNK)
+        except BlockingIOError:
+            select.select([source], [], [])
+
+
+def _write(target: int, chunk: bytes) -> None:
+    """Write all of it, however long that takes. OSError."""
+    while chunk:
+        try:
+            chunk = chunk[os.write(target, chunk) :]
+        except BlockingIOError:
+            select.select([], [target], [])
