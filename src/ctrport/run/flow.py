@@ -75,8 +75,8 @@ async def run(settings: Settings, connection: Connection, options: Options, inte
             streams = Streams(where, interactive=options.interactive, terminal=options.tty)
             attended = task.Attended(connection, key, streams, interruption)
             undo.callback(attended.leave)
-            await attended.start(link)
             made = await connection.client.container(key) if options.remove else None
+            await attended.start(link)
         if policy := translate.restart(settings, options, name=name, log=task.log_of(where)):
             await process.run(policy, f"set the restart policy of {name}")
         result = await link.call("release", container=list(key), started=True)
