@@ -15,7 +15,7 @@ from ctrport.control import writer
 from ctrport.errors import ConflictError, CtrportError, NotFoundError
 from ctrport.model.key import Key
 from ctrport.model.listing import join
-from ctrport.network import files, leases
+from ctrport.network import files
 from ctrport.run import names, prepare, process, task, translate
 from ctrport.run.streams import Streams
 
@@ -227,6 +227,8 @@ async def _release(settings: Settings, link: Writer, key: Key) -> None:
     try:
         await link.call("release", container=list(key))
     except CtrportError as error:
+        from ctrport.network import leases  # noqa: PLC0415 - most runs go well
+
         log.warning("could not take back the network of %s: %s", key, error.message)
         # A full pass finds a lease, and by the directory what belongs to it; neither finds a mere name.
         if leases.of_container(settings.root, key) is None:
